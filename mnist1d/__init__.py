@@ -1,0 +1,35 @@
+"""MNIST-1D: a procedurally generated dataset for small-scale deep-learning experiments.
+
+The generator needs numpy and scipy alone. `mnist1d.models`, `mnist1d.training`, `mnist1d.figures`,
+`mnist1d.claims` and `mnist1d.images` are imported by name when a notebook wants them.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from mnist1d import data, utils
+from mnist1d.data import get_dataset, get_dataset_args, get_templates, make_dataset, to_torch, verify
+from mnist1d.transform import transform
+from mnist1d.utils import ObjectView, from_pickle, plot_signals, set_seed, to_pickle
+
+try:
+    __version__ = version("mnist1d")
+except PackageNotFoundError:  # used from a checkout that was never installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "ObjectView",
+    "__version__",
+    "data",
+    "from_pickle",
+    "get_dataset",
+    "get_dataset_args",
+    "get_templates",
+    "make_dataset",
+    "plot_signals",
+    "set_seed",
+    "to_pickle",
+    "to_torch",
+    "transform",
+    "utils",
+    "verify",
+]

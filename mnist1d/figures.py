@@ -1,0 +1,124 @@
+"""The look of every figure, and where figures are written."""
+
+import os
+import platform
+import time
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+from mnist1d.training import RUN, get_device, get_jobs, profile
+from mnist1d.utils import open_for_rename
+
+__all__ = ["COLORS", "DOUBLE", "SINGLE", "label_panels", "output_folder", "plot_mean", "save_figure", "setup"]
+
+SINGLE, DOUBLE = 3.25, 6.75  # widths of one and of two columns of the paper, inches
+
+# One colour per model in the whole collection (the Okabe-Ito palette), and for the roles that recur.
+COLORS = {
+    "logistic": "#D55E00",
+    "MLP": "#009E73",
+    "CNN": "#0072B2",
+    "GRU": "#E69F00",
+    "human": "#999999",
+    "train": "#999999",
+    "test": "#0072B2",
+    "dense": "#000000",
+    "random": "#D55E00",
+    "ticket": "#0072B2",
+    "other": "#CC79A7",
+}
+
+STYLE = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "lines.linewidth": 1.2,
+    "figure.dpi": 110,
+    "savefig.dpi": 200,
+    "figure.constrained_layout.use": True,
+    "pdf.fonttype": 42,
+}
+
+
+def setup():
+    """Set the style of all plots, start the notebook's clock, print versions, device and profile."""
+    RUN["started"] = time.perf_counter()
+    plt.rcParams.update(STYLE)
+    versions = f"python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}"
+    print(f"{versions}, matplotlib {matplotlib.__version__}; {get_device()}, {get_jobs()} jobs; profile {profile()}")
+
+
+def find_root():
+    """The nearest folder above the current one that holds `notebooks` and `mnist1d`, or None."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "notebooks").is_dir() and (folder / "mnist1d").is_dir():
+            return folder
+    return None
+
+
+def output_folder():
+    """Where this run writes: MNIST1D_OUTPUT, else `figures` or, in the smoke profile, `build/smoke`.
+
+    Returns
+    -------
+    pathlib.Path
+    """
+    if os.environ.get("MNIST1D_OUTPUT"):
+        return Path(os.environ["MNIST1D_OUTPUT"])
+    return (find_root() or Path.cwd()) / ("figures" if profile() == "paper" else "build/smoke")
+
+
+def save_figure(fig, name):
+    """Write a figure as PNG and PDF, without dates, each in one step.
+
+    Parameters
+    ----------
+    fig : matplotlib.figure.Figure
+    name : str
+        The notebook's slug, or the slug and a suffix, without folder or extension.
+    """
+    dateless = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None, "Creator": None}}
+    for kind, metadata in dateless.items():
+        with open_for_rename(output_folder() / f"{name}.{kind}") as file:
+            fig.savefig(file, format=kind, metadata=metadata)
+
+
+def plot_mean(ax, x, samples, **style):
+    """Draw the mean over seeds as a line and one standard deviation on either side as a band.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes
+    x : array, shape (n,)
+    samples : array, shape (seed, n)
+    **style
+        Passed to ``ax.plot``.
+
+    Returns
+    -------
+    matplotlib.lines.Line2D
+    """
+    samples = np.asarray(samples, dtype=float)
+    mean = samples.mean(0)
+    spread = samples.std(0, ddof=1) if len(samples) > 1 else np.zeros_like(mean)
+    (line,) = ax.plot(x, mean, **style)
+    ax.fill_between(x, mean - spread, mean + spread, color=line.get_color(), alpha=0.2, linewidth=0)
+    return line
+
+
+def label_panels(axes):
+    """Write a, b, c ... at the upper left of each panel."""
+    for letter, ax in zip("abcdefghijklmnop", np.ravel(axes), strict=False):
+        ax.set_title(letter, loc="left", fontweight="bold")

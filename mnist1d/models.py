@@ -1,0 +1,231 @@
+"""The four models of Table 1, and two layers that stay fast when many models are trained together.
+
+Every module here is an ordinary ``torch.nn.Module`` on inputs (batch, length). :class:`ModelStack`
+turns any such module into many copies with different seeds that run as one.
+"""
+
+import torch
+from torch import nn
+from torch.autograd import Function
+from torch.func import functional_call, stack_module_state, vmap
+from torch.nn import functional as F
+
+__all__ = ["CNN", "GRU", "MLP", "MODELS", "Conv1d", "Logistic", "ModelStack", "count_parameters"]
+
+
+def count_parameters(model):
+    """Number of trainable numbers in a module."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+class Logistic(nn.Module):
+    """Multinomial logistic regression: 410 parameters."""
+
+    def __init__(self, length=40, classes=10):
+        super().__init__()
+        self.linear = nn.Linear(length, classes)
+
+    def forward(self, x):
+        return self.linear(x)
+
+
+class MLP(nn.Module):
+    """Multilayer perceptron 40-100-100-10 whose second layer is residual: 15,210 parameters."""
+
+    def __init__(self, length=40, hidden=100, classes=10):
+        super().__init__()
+        self.linear1 = nn.Linear(length, hidden)
+        self.linear2 = nn.Linear(hidden, hidden)
+        self.linear3 = nn.Linear(hidden, classes)
+
+    def forward(self, x):
+        h = self.linear1(x).relu()
+        h = h + self.linear2(h).relu()
+        return self.linear3(h)
+
+
+class Conv1d(nn.Conv1d):
+    """``nn.Conv1d`` (dilation and groups 1, zero padding) as one matrix product over shifted slices.
+
+    The same parameters and results; under `vmap` a batched matrix product, where a grouped
+    convolution is 1.5 times slower on the CPU at the sizes used here.
+    """
+
+    def forward(self, x):  # (batch, channel, length)
+        (size,), (stride,), (padding,) = self.kernel_size, self.stride, self.padding
+        x = F.pad(x.transpose(-1, -2), (0, 0, padding, padding))  # (batch, length, channel)
+        n_out = (x.shape[-2] - size) // stride + 1
+        slices = [x[..., k : k + stride * (n_out - 1) + 1 : stride, :] for k in range(size)]
+        weight = self.weight.permute(2, 1, 0).flatten(0, 1)  # (kernel * channel, out)
+        out = torch.cat(slices, -1) @ weight
+        if self.bias is not None:
+            out = out + self.bias
+        return out.transpose(-1, -2)
+
+
+class CNN(nn.Module):
+    """Three convolutions of stride 2 and 25 channels, and a linear readout: 5,210 parameters."""
+
+    def __init__(self, length=40, channels=25, classes=10):
+        super().__init__()
+        self.conv1 = Conv1d(1, channels, 5, stride=2, padding=1)
+        self.conv2 = Conv1d(channels, channels, 3, stride=2, padding=1)
+        self.conv3 = Conv1d(channels, channels, 3, stride=2, padding=1)
+        for kernel in (5, 3, 3):
+            length = (length + 2 - kernel) // 2 + 1
+        self.linear = nn.Linear(channels * length, classes)
+
+    def forward(self, x):
+        h = self.conv1(x.unsqueeze(-2)).relu()
+        h = self.conv2(h).relu()
+        h = self.conv3(h).relu()
+        return self.linear(h.flatten(-2))
+
+
+class _GRUScan(Function):
+    """The recurrence of a GRU over many independent sequences, with its gradient written out.
+
+    Gates lie along one axis in torch's order: reset, update, new. With h' = n + z (h - n), the
+    gradient that reaches a gate is the one that reaches h' times a factor of the forward pass alone,
+    so that the backward recurrence is one elementwise product and one matrix product a step.
+    """
+
+    @staticmethod
+    def forward(x, w_input, w_hidden, b_input, b_new):
+        # x (time, model, feature, batch), w_input (model, gate, feature), w_hidden (model, gate, hidden),
+        # b_input (model, gate, 1), b_new (model, hidden, 1)
+        size = w_hidden.shape[-1]
+        reset_update = torch.matmul(w_input[:, : 2 * size], x).add_(b_input[:, : 2 * size])
+        new = torch.matmul(w_input[:, 2 * size :], x).add_(b_input[:, 2 * size :])
+        recurrent = torch.empty_like(new)  # what the reset gate multiplies
+        hidden = new.new_zeros(len(x) + 1, *new.shape[1:])
+        w_gates, w_new = w_hidden.split(2 * size, 1)
+        for t in range(len(x)):
+            gates = reset_update[t].baddbmm_(w_gates, hidden[t]).sigmoid_()
+            torch.baddbmm(b_new, w_new, hidden[t], out=recurrent[t])
+            new[t].addcmul_(gates[:, :size], recurrent[t]).tanh_()
+            torch.lerp(new[t], hidden[t], gates[:, size:], out=hidden[t + 1])
+        return hidden[1:].clone(), hidden, reset_update, new, recurrent
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:3], *output[1:])
+        ctx.mark_non_differentiable(*output[1:])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_output, *_):
+        x, w_input, w_hidden, hidden, reset_update, new, recurrent = ctx.saved_tensors
+        size = w_hidden.shape[-1]
+        reset, update = reset_update.split(size, 2)
+        to_new = (1 - update) * (1 - new * new)
+        to_reset = to_new * recurrent * reset * (1 - reset)
+        to_update = (hidden[:-1] - new) * update * (1 - update)
+        factors = torch.stack([to_reset, to_update, to_new * reset], 2)  # (time, model, gate, hidden, batch)
+
+        grad_hidden = torch.empty_like(new)
+        grad_gates = torch.empty_like(factors)
+        carried = torch.zeros_like(new[0])  # the gradient that reaches h' from the next step
+        transposed = w_hidden.transpose(1, 2)
+        for t in reversed(range(len(x))):
+            torch.add(grad_output[t], carried, out=grad_hidden[t])
+            torch.mul(factors[t], grad_hidden[t].unsqueeze(1), out=grad_gates[t])
+            torch.mul(grad_hidden[t], update[t], out=carried)
+            carried.baddbmm_(transposed, grad_gates[t].flatten(1, 2))
+
+        grad_gates = grad_gates.flatten(2, 3)
+        grad_w_hidden = (grad_gates @ hidden[:-1].transpose(2, 3)).sum(0)
+        grad_b_new = grad_gates[:, :, 2 * size :].sum((0, 3)).unsqueeze(-1)
+        # Beyond the reset gate the input's path is the same but for the new gate, which it enters directly.
+        torch.mul(to_new, grad_hidden, out=grad_gates[:, :, 2 * size :])
+        grad_w_input = (grad_gates @ x.transpose(2, 3)).sum(0)
+        grad_b_input = grad_gates.sum((0, 3)).unsqueeze(-1)
+        grad_x = w_input.transpose(1, 2) @ grad_gates if ctx.needs_input_grad[0] else None
+        return grad_x, grad_w_input, grad_w_hidden, grad_b_input, grad_b_new
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        sizes = (info.batch_size, args[1].shape[0] if in_dims[1] is None else args[1].movedim(in_dims[1], 0).shape[1])
+        folded = []
+        for i, (arg, dim) in enumerate(zip(args, in_dims, strict=True)):
+            model_axis = 1 if i == 0 else 0
+            arg = arg.unsqueeze(0).expand(sizes[0], *arg.shape) if dim is None else arg.movedim(dim, 0)
+            folded.append(arg.movedim(0, model_axis).flatten(model_axis, model_axis + 1))
+        return tuple(out.unflatten(1, sizes) for out in _GRUScan.apply(*folded)), (1,) * 5
+
+
+class GRU(nn.Module):
+    """Bidirectional GRU of 6 units that reads one number a step; linear readout of all states: 5,134 parameters.
+
+    The parameters are those of an ``nn.GRU``, which `vmap` cannot run; the recurrence is written here
+    so that the directions and all models of a stack share each step's overhead.
+
+    Parameters
+    ----------
+    length, hidden, classes : int
+    features : int
+        Numbers read a step: 28 reads an MNIST image row by row.
+    """
+
+    def __init__(self, length=40, hidden=6, classes=10, features=1):
+        super().__init__()
+        self.gru = nn.GRU(features, hidden, batch_first=True, bidirectional=True)
+        self.linear = nn.Linear(2 * hidden * (length // features), classes)
+
+    def forward(self, x):
+        def both(name):
+            return torch.stack([getattr(self.gru, name), getattr(self.gru, name + "_reverse")])
+
+        x = x.unflatten(-1, (-1, self.gru.input_size)).permute(1, 2, 0)  # (time, feature, batch)
+        x = torch.stack([x, x.flip(0)], 1)  # (time, direction, feature, batch)
+        size = self.gru.hidden_size
+        bias = both("bias_hh_l0")
+        bias_input = both("bias_ih_l0") + F.pad(bias[:, : 2 * size], (0, size))
+        weights = both("weight_ih_l0"), both("weight_hh_l0"), bias_input.unsqueeze(-1), bias[:, 2 * size :, None]
+        hidden, *_ = _GRUScan.apply(x, *weights)
+        forward, backward = hidden.unbind(1)  # (time, hidden, batch)
+        states = torch.cat([forward, backward.flip(0)], 1)
+        return self.linear(states.permute(2, 0, 1).flatten(1))
+
+
+MODELS = {"logistic": Logistic, "MLP": MLP, "CNN": CNN, "GRU": GRU}
+
+
+class ModelStack:
+    """Copies of one architecture, one per seed, evaluated together by `vmap`.
+
+    Parameters
+    ----------
+    build : callable
+        ``build()`` returns an ``nn.Module`` that maps one model's batch to its output.
+    seeds : sequence of int
+        Copy i is built after ``torch.manual_seed(seeds[i])``; the global state is left as it was.
+    device : torch.device or str, optional
+
+    Attributes
+    ----------
+    params, buffers : dict of str to Tensor
+        The state of all copies, each tensor with a leading axis [seed].
+    """
+
+    def __init__(self, build, seeds, device="cpu"):
+        modules = []
+        with torch.random.fork_rng(devices=[]):
+            for seed in seeds:
+                torch.manual_seed(seed)
+                modules.append(build().to(device))
+        self.params, self.buffers = stack_module_state(modules)
+        self.module = modules[0]
+        self._forward = vmap(self._call_one, randomness="different")
+
+    def _call_one(self, params, buffers, x):
+        return functional_call(self.module, (params, buffers), (x,))
+
+    def __call__(self, x):  # (seed, batch, ...) -> (seed, batch, ...)
+        return self._forward(self.params, self.buffers, x)
+
+    def get_module(self, i):
+        """Copy i as a module of its own, its state shared with nothing."""
+        state = {name: value[i].detach().clone() for name, value in {**self.params, **self.buffers}.items()}
+        self.module.load_state_dict(state)
+        return self.module
