@@ -144,7 +144,7 @@ CLAIMS = {
         "p of the one-sided paired t-test against random masks of the same density", "< 0.01",
     ),
     "dd.mlp_noise": Claim(
-        "double_descent", "with 15% label noise the MLP's test error peaks near 50 hidden units, then falls", "Figure 5b",
+        "double_descent", "with 15% label noise the MLP's test error peaks near 50 units, then falls", "Figure 5b",
         "P",
         "hidden units at the interior maximum; fall from there to 300 units, points",
         {"peak": "25 to 100", "fall": ">= 3"},
@@ -346,8 +346,10 @@ def code_digest(slug, root):
     root = Path(root)
     cells = json.loads((root / "notebooks" / f"{slug}.ipynb").read_text())["cells"]
     sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    modules = ["transform", "data", "models", "training", "images"]
-    sources += [path.read_text() for path in (root / "mnist1d" / f"{m}.py" for m in modules) if path.exists()]
+    modules = ["transform", "data", "models", "training"]
+    if any("mnist1d.images" in source for source in sources):
+        modules.append("images")
+    sources += [(root / "mnist1d" / f"{module}.py").read_text() for module in modules]
     digest = hashlib.sha256()
     for source in sources:
         digest.update(_normalize(source).encode())
