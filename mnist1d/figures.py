@@ -52,9 +52,10 @@ STYLE = {
 
 
 def setup():
-    """Set the style of all plots, start the notebook's clock, print versions, device and profile."""
+    """Set the style of all plots and one thread a process, start the notebook's clock, print versions and device."""
     RUN["started"] = time.perf_counter()
     plt.rcParams.update(STYLE)
+    torch.set_num_threads(1)  # two threads are slower than one on networks of this size
     versions = f"python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}"
     print(f"{versions}, matplotlib {matplotlib.__version__}; {get_device()}, {get_jobs()} jobs; profile {profile()}")
 

@@ -2,16 +2,14 @@
 
 import ast
 import json
-import os
 from pathlib import Path
 
+import matplotlib
 import pytest
 
 ROOT = Path(__file__).parent.parent
 
-os.environ["MNIST1D_PROFILE"] = "smoke"
-os.environ["TQDM_DISABLE"] = "1"
-os.environ["MPLBACKEND"] = "agg"
+matplotlib.use("agg")
 
 
 def read_notebook(slug):

@@ -1,0 +1,189 @@
+"""Run notebooks headless, one after the other, and publish what each complete run made.
+
+A notebook is stale when its results file is missing, damaged, or was made by other code. A run works
+in `build/run/<slug>`; only a complete one moves its files to `figures/` and its outputs into the
+notebook, each by rename and the results file last. So a run can be killed at any moment and started again.
+"""
+
+import argparse
+import fcntl
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbformat
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from tqdm import tqdm
+
+from mnist1d.claims import code_digest
+from mnist1d.training import get_jobs
+from mnist1d.utils import open_for_rename
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class RunError(Exception):
+    """A notebook did not complete; the message says why."""
+
+
+def list_slugs(root):
+    return sorted(path.stem for path in (root / "notebooks").glob("*.ipynb"))
+
+
+def read_results(path):
+    """The results file as a dict, or None if it is missing or damaged."""
+    try:
+        results = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return results if isinstance(results, dict) else None
+
+
+def is_stale(slug, root):
+    """Whether the published results of a notebook are not those of the code as it stands."""
+    results = read_results(root / "figures" / f"{slug}.json")
+    return results is None or results.get("profile") != "paper" or results.get("code") != code_digest(slug, root)
+
+
+@contextmanager
+def only_runner(root):
+    """Hold the lock of this checkout; a second runner stops with a message."""
+    (root / "build").mkdir(exist_ok=True)
+    with open(root / "build" / "run.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SystemExit("another run is under way in this checkout; wait for it or stop it") from None
+        yield
+
+
+def execute(notebook, folder, limit, environment, bar):
+    """Run all cells of a notebook in a fresh kernel, in place.
+
+    The kernel talks over a socket file, not over TCP ports that other kernels race for.
+    """
+    with tempfile.TemporaryDirectory(prefix="nb") as sockets:
+        manager = AsyncKernelManager(kernel_name="python3", transport="ipc", ip=f"{sockets}/k")
+        client = NotebookClient(
+            notebook,
+            km=manager,
+            timeout=limit,
+            resources={"metadata": {"path": str(folder)}},
+            record_timing=False,
+            coalesce_streams=True,
+            on_cell_executed=lambda **_: bar.update(),
+        )
+        client.execute(env={**os.environ, **environment})
+
+
+def run_notebook(slug, root, profile, limit, bar):
+    """Run one notebook and publish its files.
+
+    Returns
+    -------
+    dict
+        The results file.
+
+    Raises
+    ------
+    RunError
+    """
+    path = root / "notebooks" / f"{slug}.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    metadata = json.loads(json.dumps(notebook.metadata))
+    bar.reset(total=sum(cell.cell_type == "code" for cell in notebook.cells))
+    work = root / "build" / "run" / slug
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    failed = root / "build" / f"{slug}.failed.ipynb"
+    failed.unlink(missing_ok=True)
+    environment = {
+        "MNIST1D_PROFILE": profile,
+        "MNIST1D_OUTPUT": str(work),
+        "TQDM_DISABLE": "1",
+        "PYTHONHASHSEED": "0",
+    }
+    try:
+        execute(notebook, path.parent, limit, environment, bar)
+        results = read_results(work / f"{slug}.json")
+        if results is None:
+            raise RunError("the notebook ended without its results file")
+    except (CellExecutionError, CellTimeoutError, DeadKernelError, RunError) as error:
+        with open_for_rename(failed, "w") as file:
+            nbformat.write(notebook, file)
+        reason = {CellTimeoutError: f"a cell ran longer than {limit} s", DeadKernelError: "the kernel died"}
+        last_line = str(error).strip().splitlines()[-1]
+        raise RunError(f"{reason.get(type(error), last_line)}; see {failed.relative_to(root)}") from error
+
+    notebook.metadata = nbformat.from_dict(metadata)
+    target = root / ("figures" if profile == "paper" else "build/smoke")
+    target.mkdir(parents=True, exist_ok=True)
+    executed = path if profile == "paper" else target / path.name
+    with open_for_rename(executed, "w") as file:
+        nbformat.write(notebook, file)
+    for made in sorted(work.iterdir(), key=lambda p: p.suffix == ".json"):
+        with open_for_rename(target / made.name) as file:
+            file.write(made.read_bytes())
+    shutil.rmtree(work)
+    return results
+
+
+def format_table(rows):
+    """Notebook, seconds, claims held."""
+    lines = [f"{'notebook':22s}{'seconds':>9s}  claims reproduced"]
+    for slug, outcome in rows:
+        if isinstance(outcome, dict):
+            verdicts = [claim["verdict"] for claim in outcome["claims"]]
+            held = f"{verdicts.count('reproduced')} of {len(verdicts)}" if verdicts else "-"
+            lines.append(f"{slug:22s}{outcome['seconds']:9.1f}  {held}")
+        else:
+            lines.append(f"{slug:22s}{'':9s}  {outcome}")
+    return "\n".join(lines)
+
+
+def main(arguments=None, root=ROOT):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("slugs", nargs="*", help="notebooks to run; by default all that are stale")
+    parser.add_argument("--profile", choices=("paper", "smoke"), default="paper")
+    parser.add_argument("--limit", type=int, default=3600, help="seconds a cell may run")
+    options = parser.parse_args(arguments)
+    get_jobs()  # a bad JOBS stops here, not in twelve kernels
+
+    known = list_slugs(root)
+    if unknown := set(options.slugs) - set(known):
+        parser.error(f"no such notebook: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    rows = []
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    with only_runner(root):
+        fresh = options.slugs or options.profile == "smoke"
+        wanted = options.slugs or known
+        todo = [slug for slug in wanted if fresh or is_stale(slug, root)]
+        if len(todo) < len(wanted):
+            print(f"{len(wanted) - len(todo)} of {len(wanted)} notebooks are up to date")
+        began = time.monotonic()
+        try:
+            for number, slug in enumerate(todo, 1):
+                print(f"[{number}/{len(todo)}] {slug}", flush=True)
+                with tqdm(desc="  cells", disable=None, leave=False) as bar:
+                    try:
+                        rows.append((slug, run_notebook(slug, root, options.profile, options.limit, bar)))
+                    except (RunError, OSError) as error:
+                        rows.append((slug, f"FAILED: {error}"))
+                        print(f"  {rows[-1][1]}", flush=True)
+        except KeyboardInterrupt:
+            rows.append((todo[len(rows)], "interrupted; run again to go on"))
+    if rows:
+        print(f"\n{format_table(rows)}\n{time.monotonic() - began:.0f} s in all")
+    return 0 if all(isinstance(outcome, dict) for _, outcome in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
