@@ -151,7 +151,7 @@ def _interpolation(sources, n_out):
     lows, steps, offsets = [], [], []
     for n_in in sources:
         grid = np.linspace(0, 1, n_in)
-        low = np.clip(np.searchsorted(grid, target, side="right") - 1, 0, max(n_in - 2, 0))
+        low = np.searchsorted(grid, target, side="right") - 1
         high = np.minimum(low + 1, n_in - 1)
         lows.append(low)
         steps.append(np.where(high > low, grid[high] - grid[low], 1.0))

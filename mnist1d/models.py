@@ -4,6 +4,8 @@ Every module here is an ordinary ``torch.nn.Module`` on inputs (batch, length). 
 turns any such module into many copies with different seeds that run as one.
 """
 
+import copy
+
 import torch
 from torch import nn
 from torch.autograd import Function
@@ -227,5 +229,6 @@ class ModelStack:
     def get_module(self, i):
         """Copy i as a module of its own, its state shared with nothing."""
         state = {name: value[i].detach().clone() for name, value in {**self.params, **self.buffers}.items()}
-        self.module.load_state_dict(state)
-        return self.module
+        module = copy.deepcopy(self.module)
+        module.load_state_dict(state)
+        return module

@@ -76,14 +76,14 @@ def split_tensors(data, split, n_seeds, device):
 
     Returns
     -------
-    x : Tensor, shape (seed, n, ...), float32
+    x : Tensor, shape (seed, n, ...), of torch's default dtype
     y : Tensor, shape (seed, n), int64
         Views of one copy when all seeds share their data.
     """
     datasets = data if isinstance(data, list) else [data]
     if len(datasets) not in (1, n_seeds):
         raise ValueError(f"data: {len(datasets)} datasets for {n_seeds} seeds; must be one, or one per seed")
-    x = torch.stack([torch.tensor(d["x" + split], dtype=torch.float32) for d in datasets]).to(device)
+    x = torch.stack([torch.tensor(d["x" + split], dtype=torch.get_default_dtype()) for d in datasets]).to(device)
     y = torch.stack([torch.tensor(d["y" + split], dtype=torch.int64) for d in datasets]).to(device)
     return x.expand(n_seeds, *x.shape[1:]), y.expand(n_seeds, -1)
 
