@@ -119,13 +119,18 @@ def _fetch(files, mirrors, seconds):
 def _read_npz(path, shape):
     """A dataset from a file that somebody put there: whatever wrote it, its arrays are checked."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             data = {key: file[key] for key in KEYS}
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path}: must be an npz file of {', '.join(KEYS)} ({error})") from error
     for split in ("train", "test"):
         x, y = data[f"x_{split}"], data[f"y_{split}"]
-        if x.dtype != np.uint8 or x.shape != (len(y), *shape) or y.dtype.kind not in "iu" or not (y < 10).all():
+        if (
+            x.dtype != np.uint8
+            or x.shape != (len(y), *shape)
+            or y.dtype.kind not in "iu"
+            or not np.isin(y, range(10)).all()
+        ):
             raise ValueError(
                 f"{path}: x_{split} is {x.dtype} {x.shape}, y_{split} {y.dtype} {y.shape}; "
                 f"must be uint8 images {shape} and as many labels from 0 to 9"

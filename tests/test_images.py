@@ -1,0 +1,305 @@
+"""The loader of MNIST and CIFAR-10 against every way in which a download goes wrong. Nothing leaves this machine."""
+
+import contextlib
+import gzip
+import hashlib
+import http.server
+import io
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from mnist1d import images
+
+
+def to_idx(array):
+    """Bytes of a gzipped IDX file."""
+    head = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+    return gzip.compress(head + array.tobytes(), mtime=0)
+
+
+@pytest.fixture
+def tiny():
+    """A dataset in MNIST's layout, 30 training and 12 test images."""
+    rng = np.random.default_rng(0)
+    data = {}
+    for split, n in (("train", 30), ("test", 12)):
+        data[f"x_{split}"] = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+        data[f"y_{split}"] = rng.integers(0, 10, n, dtype=np.uint8)
+    return data
+
+
+class Mirror(http.server.BaseHTTPRequestHandler):
+    """Serves ``server.files`` in the manner ``server.manner``; notes what it was asked for."""
+
+    def do_GET(self):
+        name, server = self.path.strip("/"), self.server
+        server.asked.append(name)
+        if server.manner == "hangs":
+            server.closing.wait(30)
+            return
+        if server.manner == "fails":
+            self.send_error(503)
+            return
+        content = server.files[name]
+        if server.manner == "lies":
+            content = content[:-20] + bytes([content[-20] ^ 1]) + content[-19:]
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if server.manner == "stops":
+            content = content[: len(content) // 2]
+        if server.manner == "drips":
+            for byte in content:
+                if server.closing.wait(0.02):
+                    return
+                self.wfile.write(bytes([byte]))
+            return
+        self.wfile.write(content)
+
+    def handle(self):
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a client that has given up, as it should
+            super().handle()
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def make_mirror():
+    """``make_mirror(files, manner)`` starts a mirror on the loopback interface; its ``url`` and ``asked``."""
+    servers = []
+
+    def make(files, manner="works"):
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
+        server.files, server.manner, server.asked, server.closing = files, manner, [], threading.Event()
+        server.url = f"http://127.0.0.1:{server.server_port}/"
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        servers.append(server)
+        return server
+
+    yield make
+    for server in servers:
+        server.closing.set()
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def files(tiny, monkeypatch, tmp_path):
+    """The tiny dataset as gzipped IDX files, whose sums the loader takes for MNIST's; an empty cache, no folder."""
+    content = dict(zip(images.MNIST_SHA256, map(to_idx, tiny.values()), strict=True))
+    sums = {name: hashlib.sha256(c).hexdigest() for name, c in content.items()}
+    monkeypatch.setattr(images, "MNIST_SHA256", sums)
+    monkeypatch.setattr(images, "SILENCE", 0.4)
+    monkeypatch.delenv("MNIST1D_DATA", raising=False)
+    monkeypatch.setattr(images.platformdirs, "user_cache_dir", lambda name: str(tmp_path / "cache"))
+    for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    return content
+
+
+def use(monkeypatch, *mirrors):
+    monkeypatch.setattr(images, "MNIST_MIRRORS", [mirror.url for mirror in mirrors])
+
+
+def assert_equal(loaded, data, name="MNIST"):
+    assert loaded["name"] == name
+    for key, array in data.items():
+        np.testing.assert_array_equal(loaded[key], array)
+        assert loaded[key].flags.writeable
+        assert loaded[key].dtype == (np.uint8 if key.startswith("x") else np.int64)
+
+
+def test_the_sums_and_mirrors_are_the_canonical_ones():
+    assert list(images.MNIST_SHA256) == [
+        f"{split}-{kind}-ubyte.gz" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
+    ]
+    assert all(len(digest) == 64 for digest in [*images.MNIST_SHA256.values(), *images.CIFAR10_SHA256.values()])
+    assert all(mirror.startswith("https://") for mirror in images.MNIST_MIRRORS + images.CIFAR10_MIRRORS)
+    assert len(images.MNIST_MIRRORS) == 2
+
+
+def test_the_folder_comes_first_and_its_labels_become_int64(files, tiny, make_mirror, monkeypatch, tmp_path):
+    mirror = make_mirror(files)
+    use(monkeypatch, mirror)
+    monkeypatch.setenv("MNIST1D_DATA", str(tmp_path))
+    np.savez(tmp_path / "mnist.npz", **tiny)
+    assert_equal(images.load_mnist(), tiny)
+    assert mirror.asked == []
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"x_train": np.zeros((30, 27, 28), np.uint8)}, "x_train is uint8"),
+        ({"x_test": np.zeros((12, 28, 28))}, "x_test is float64"),
+        ({"y_train": np.zeros(29, np.int64)}, "y_train int64"),
+        ({"y_test": np.full(12, 10)}, "labels from 0 to 9"),
+        ({"y_test": np.full(12, -1)}, "labels from 0 to 9"),
+        ({"y_test": np.array([{}] * 12)}, "must be an npz file"),  # would need pickle
+    ],
+)
+def test_a_wrong_array_in_the_folder_is_refused_by_name(tiny, change, message, monkeypatch, tmp_path):
+    monkeypatch.setenv("MNIST1D_DATA", str(tmp_path))
+    np.savez(tmp_path / "mnist.npz", **{**tiny, **change})
+    with pytest.raises(ValueError, match=message):
+        images.load_mnist()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
+def test_a_damaged_file_in_the_folder_is_an_error_and_stays(tiny, damage, monkeypatch, tmp_path):
+    monkeypatch.setenv("MNIST1D_DATA", str(tmp_path))
+    path = tmp_path / "mnist.npz"
+    np.savez_compressed(path, **tiny)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    before = {"truncated": bytes(content[:500]), "flipped": bytes(content), "empty": b""}[damage]
+    path.write_bytes(before)
+    with pytest.raises(ValueError, match=r"mnist\.npz: must be an npz file"):
+        images.load_mnist()
+    assert path.read_bytes() == before
+
+
+def test_what_is_fetched_is_cached_and_not_fetched_again(files, tiny, make_mirror, monkeypatch, tmp_path):
+    mirror = make_mirror(files)
+    use(monkeypatch, mirror)
+    assert_equal(images.load_mnist(), tiny)
+    assert mirror.asked == list(files)
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == set(files)  # no temporary file is left
+    assert_equal(images.load_mnist(), tiny)
+    assert mirror.asked == list(files)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated"])
+def test_a_damaged_cache_file_is_reported_and_replaced(files, tiny, damage, make_mirror, monkeypatch, tmp_path):
+    mirror = make_mirror(files)
+    use(monkeypatch, mirror)
+    images.load_mnist()
+    path = tmp_path / "cache" / "train-labels-idx1-ubyte.gz"
+    content = bytearray(path.read_bytes())
+    content[15] ^= 4
+    path.write_bytes(bytes(content) if damage == "flipped" else bytes(content[:20]))
+    mirror.asked.clear()
+    with pytest.warns(UserWarning, match=r"train-labels.* is damaged"):
+        assert_equal(images.load_mnist(), tiny)
+    assert mirror.asked == [path.name]
+    assert path.read_bytes() == files[path.name]
+
+
+@pytest.mark.parametrize("manner", ["hangs", "lies", "stops", "fails"])
+def test_the_second_mirror_serves_when_the_first_is_bad(files, tiny, manner, make_mirror, monkeypatch):
+    bad, good = make_mirror(files, manner), make_mirror(files)
+    use(monkeypatch, bad, good)
+    assert_equal(images.load_mnist(), tiny)
+    assert len(bad.asked) == 1  # a mirror that failed once is asked no more
+    assert good.asked == list(files)
+
+
+def test_a_mirror_that_drips_has_a_time_limit(files, make_mirror):
+    mirror = make_mirror(files, "drips")
+    start = time.monotonic()
+    with pytest.raises(OSError, match="too slow"):
+        images._fetch(dict.fromkeys(files, ""), [mirror.url], seconds=0.3)
+    assert time.monotonic() - start < 10  # the whole file would take minutes
+    assert len(mirror.asked) == 1
+
+
+@pytest.mark.parametrize("blocked", ["lookup", "connection", "silence"])
+def test_without_a_network_the_bundled_digits_take_its_place_and_say_so(files, blocked, monkeypatch, tmp_path):
+    def refuse(*args, **kwargs):
+        if blocked == "silence":  # packets are dropped: nothing ever comes back
+            time.sleep(3)
+        raise OSError("the network is blocked")
+
+    monkeypatch.setattr("socket.create_connection" if blocked == "connection" else "socket.getaddrinfo", refuse)
+    start = time.monotonic()
+    with pytest.warns(UserWarning, match="MNIST could not be fetched; 8x8 digits take its place"):
+        data = images.load_mnist()
+    assert time.monotonic() - start < 2.5
+    assert data["name"] == "8x8 digits"
+    assert data["x_train"].shape == (1500, 28, 28) and data["x_test"].shape == (297, 28, 28)
+    assert data["x_train"].dtype == np.uint8 and data["x_train"].max() == 255
+    assert set(data["y_train"]) == set(data["y_test"]) == set(range(10))
+    assert data["y_train"].dtype == np.int64
+    # Each original pixel is 3x3 equal pixels inside a frame of two.
+    inner = data["x_train"][:, 2:-2, 2:-2].reshape(-1, 8, 3, 8, 3)
+    assert (inner == inner[:, :, :1, :, :1]).all()
+    assert data["x_train"].sum(dtype=int) == inner.sum(dtype=int)
+    assert not list((tmp_path).rglob("*ubyte*"))
+
+
+FILL = """
+import sys
+from mnist1d import images
+images.platformdirs.user_cache_dir = lambda name: sys.argv[1]
+images.MNIST_MIRRORS = [sys.argv[2]]
+images.MNIST_SHA256 = dict(zip(images.MNIST_SHA256, sys.argv[3:]))
+data = images.load_mnist()
+print(data["name"], int(data["x_train"].sum()), int(data["y_test"].sum()))
+"""
+
+
+def test_two_processes_fill_the_cache_at_once(files, tiny, make_mirror, tmp_path):
+    mirror, cache = make_mirror(files), tmp_path / "cache"
+    command = [sys.executable, "-W", "error", "-c", FILL, str(cache), mirror.url, *images.MNIST_SHA256.values()]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in "ab"]
+    for process in processes:
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+        assert out.split() == ["MNIST", str(tiny["x_train"].sum()), str(tiny["y_test"].sum())]
+    assert {path.name: path.read_bytes() for path in cache.iterdir()} == files
+
+
+def test_find_data_prefers_the_folder(monkeypatch, tmp_path):
+    monkeypatch.setattr(images.platformdirs, "user_cache_dir", lambda name: str(tmp_path / "cache"))
+    monkeypatch.setenv("MNIST1D_DATA", str(tmp_path / "folder"))
+    assert images.find_data("a.json") is None
+    for folder in ("cache", "folder"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.json").write_text("{}")
+        assert images.find_data("a.json") == tmp_path / folder / "a.json"
+
+
+@pytest.fixture
+def cifar(monkeypatch, files):
+    """A CIFAR-10 archive in the official binary layout, 60 training and 20 test images, and what is in it."""
+    rng = np.random.default_rng(1)
+    data, buffer = {}, io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for split, name, n in (("train", "data_batch_1", 60), ("test", "test_batch", 20)):
+            x = data[f"x_{split}"] = rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
+            y = data[f"y_{split}"] = rng.integers(0, 10, n, dtype=np.uint8)
+            records = b"".join(bytes([b]) + a.transpose(2, 0, 1).tobytes() for a, b in zip(x, y, strict=True))
+            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}.bin")
+            member.size = len(records)
+            archive.addfile(member, io.BytesIO(records))
+    content = buffer.getvalue()
+    sums = {"cifar-10-binary.tar.gz": hashlib.sha256(content).hexdigest()}
+    monkeypatch.setattr(images, "CIFAR10_SHA256", sums)
+    return data, {"cifar-10-binary.tar.gz": content}
+
+
+def test_cifar10_is_read_from_the_binary_archive(cifar, make_mirror, monkeypatch):
+    data, archive = cifar
+    monkeypatch.setattr(images, "CIFAR10_MIRRORS", [make_mirror(archive).url])
+    assert_equal(images.load_cifar10(), data, name="CIFAR-10")
+
+
+def test_cifar10_is_read_from_the_folder(cifar, monkeypatch, tmp_path):
+    data, _ = cifar
+    monkeypatch.setenv("MNIST1D_DATA", str(tmp_path))
+    np.savez(tmp_path / "cifar10_subset.npz", **data)
+    assert_equal(images.load_cifar10(), data, name="CIFAR-10")
+
+
+def test_cifar10_that_cannot_be_had_is_none_with_the_reason(cifar, make_mirror, monkeypatch):
+    monkeypatch.setattr(images, "CIFAR10_MIRRORS", [make_mirror({}, "fails").url])
+    with pytest.warns(UserWarning, match="CIFAR-10 could not be fetched .*503"):
+        assert images.load_cifar10() is None
