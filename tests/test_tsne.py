@@ -1,0 +1,72 @@
+"""The t-SNE notebook: its measure of clusters against a plain loop, its embedding where the answer is known."""
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def cells(notebook):
+    return notebook("tsne", ITERATIONS=300, NEIGHBOURS=3)
+
+
+def make_blobs(n_classes, distance, n=40, dimension=5):
+    rng = np.random.default_rng(0)
+    centres = distance * np.eye(n_classes, dimension)
+    y = np.repeat(np.arange(n_classes), n)
+    return (centres[y] + rng.normal(size=(len(y), dimension))).astype(np.float32), y
+
+
+def test_agreement_equals_a_plain_loop(cells):
+    x, y = make_blobs(4, 2.0)
+    expected = []
+    for i in range(len(x)):
+        distance = ((x - x[i]) ** 2).sum(1)
+        distance[i] = np.inf
+        votes = np.bincount(y[np.argsort(distance)[:3]], minlength=10)
+        expected.append(100.0 * (votes.argmax() == y[i]))
+    assert 0 < np.mean(expected) < 100
+    np.testing.assert_array_equal(cells["neighbours_agree"](x, y), expected)
+
+
+def test_a_point_does_not_vote_for_itself(cells):
+    x = np.array([[0.0], [10], [11], [12], [13]])
+    assert cells["neighbours_agree"](x, np.array([5, 1, 1, 1, 1]))[0] == 0
+    # Duplicates at distance zero count as neighbours like any other.
+    assert cells["neighbours_agree"](np.zeros((4, 1)), np.array([2, 2, 2, 2])).tolist() == [100] * 4
+
+
+def test_separate_classes_stay_separate_in_the_plane_and_mixed_ones_mixed(cells):
+    far, y = make_blobs(3, 40.0)
+    assert cells["neighbours_agree"](cells["embed"](far, 0, perplexity=10), y).mean() == 100
+    mixed = np.random.default_rng(1).permutation(y)
+    assert cells["neighbours_agree"](cells["embed"](far, 0, perplexity=10), mixed).mean() < 60
+
+
+def test_run_is_decided_by_its_seeds_and_keeps_their_order(notebook):
+    draws = [tuple(a[::-1] if s else a for a in make_blobs(10, 8.0, n=12, dimension=10)) for s in range(2)]
+    cells = notebook("tsne", ITERATIONS=300, samples={"blobs": draws})
+    variant = ("blobs", 120, {"perplexity": 10})
+    both = cells["run"](variant, [0, 1])
+    alone = cells["run"](variant, [1])
+    assert both["plane"].shape == (2, 120, 2) and both["by_digit"].shape == (2, 10)
+    for name, values in both.items():
+        np.testing.assert_array_equal(values[1:], alone[name])
+    np.testing.assert_allclose(both["by_digit"].mean(1), both["plane_acc"])  # classes of one size
+
+
+def test_samples_are_drawn_without_repetition(notebook):
+    images = np.arange(50)[:, None]
+    knobs = {"images": images, "image_labels": np.arange(50) % 10, "POINTS": 30}
+    cells = notebook("tsne", **knobs)
+    x, y = cells["draw_mnist"](1)
+    assert len(np.unique(x)) == 30 and (x[:, 0] % 10 == y).all()
+    assert not np.array_equal(x, cells["draw_mnist"](2)[0])
+
+
+def test_seed_zero_of_mnist1d_is_the_frozen_dataset(notebook):
+    from mnist1d import make_dataset
+
+    x, y = notebook("tsne", POINTS=5000)["draw_mnist1d"](0)
+    data = make_dataset()
+    np.testing.assert_array_equal(x, np.concatenate([data["x"], data["x_test"]]))
+    np.testing.assert_array_equal(y, np.concatenate([data["y"], data["y_test"]]))
