@@ -1,0 +1,86 @@
+"""The mechanism of the double-descent notebook: noise fraction, networks, losses, trough, peak and threshold."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mnist1d.models import count_parameters
+
+
+@pytest.fixture
+def namespace(notebook):
+    return notebook("double_descent")
+
+
+@pytest.mark.parametrize("level", [0.05, 0.15, 0.3])
+def test_exactly_the_stated_fraction_of_training_labels_is_wrong(namespace, level):
+    clean, noisy = (namespace["make_noisy"](1600, value, seed=1) for value in (0.0, level))
+    wrong = noisy["y"] != clean["y"]
+    assert len(wrong) == 400 and wrong.sum() == round(400 * level)
+    assert (noisy["y_clean"] == clean["y"]).all()
+    for name in ("x", "x_test", "y_test"):
+        np.testing.assert_array_equal(noisy[name], clean[name])
+
+
+def test_every_seed_draws_its_own_data_and_seed_0_the_published(namespace):
+    first, second = (namespace["make_noisy"](1600, 0.15, seed) for seed in (0, 1))
+    assert not np.array_equal(first["x"], second["x"])
+    published = namespace["make_dataset"]({"num_samples": 1600, "train_split": 0.25})
+    np.testing.assert_allclose(first["x"], published["x"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("width", [2, 47, 300])
+def test_published_mlp_has_two_equal_hidden_layers(namespace, width):
+    model = namespace["mlp"](width)
+    shapes = [(layer.in_features, layer.out_features) for layer in model if isinstance(layer, nn.Linear)]
+    assert shapes == [(40, width), (width, width), (width, 10)]
+    assert count_parameters(model) == width**2 + 52 * width + 10
+    assert count_parameters(namespace["mlp"](width, hidden_layers=1)) == 51 * width + 10
+
+
+@pytest.mark.parametrize("channels", [2, 25])
+def test_cnn_has_the_published_number_of_parameters(namespace, channels):
+    assert count_parameters(namespace["cnn"](channels)) == 6 * channels**2 + 58 * channels + 10
+
+
+def test_losses_of_the_stack_equal_torch_s_own(namespace):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 7, 10, generator=generator)
+    targets = torch.randint(10, (4, 7), generator=generator)
+    weight = namespace["SQUARED_ERROR_WEIGHT"]
+    expected = [F.cross_entropy(logits[i], targets[i]) for i in (0, 1)]
+    one_hot = F.one_hot(targets, 10).float()
+    expected += [weight * F.mse_loss(logits[i], one_hot[i], reduction="sum") / 7 for i in (2, 3)]
+    torch.testing.assert_close(namespace["both_losses"](logits, targets), torch.stack(expected))
+
+
+def test_largest_rise_finds_the_interior_peak(namespace):
+    largest_rise = namespace["largest_rise"]
+    # The rise from 40 to 55 counts, not the higher start and not the smaller rise from 45.
+    assert largest_rise(np.array([70.0, 50, 40, 48, 55, 45, 47])) == (2, 4)
+    assert largest_rise(np.array([70.0, 60, 50])) == (0, 0)
+    assert largest_rise(np.array([50.0, 40, 45])) == (1, 2)
+
+
+def test_threshold_is_the_first_size_without_training_errors(namespace):
+    train_error = np.array([[5.0, 0.0, 0.1, 0.0], [5.0, 1.0, 0.025, 0.0], [5.0, 1.0, 1.0, 1.0]])
+    np.testing.assert_array_equal(namespace["threshold"]([10, 20, 30, 40], train_error), [20, 40, np.nan])
+
+
+def test_levels_trained_together_equal_levels_trained_alone(notebook):
+    levels, seeds = [0.0, 0.15], [0, 1]
+    make_noisy = notebook("double_descent")["make_noisy"]
+    data = {(level, seed): make_noisy(800, level, seed) for level in levels for seed in seeds}
+    knobs = {"DATA": data, "STEPS_PER_EPOCH": 2, "EVAL_EPOCHS": 5}
+    run, mlp = (notebook("double_descent", **knobs)[name] for name in ("run", "mlp"))
+    variant = {"build": lambda: mlp(12), "epochs": 10, "levels": levels}
+    together = run(variant, seeds)
+    for level in levels:
+        for i, seed in enumerate(seeds):
+            alone = run({**variant, "levels": [level]}, [seed])[level]
+            for split in ("train", "test"):
+                assert together[level][split].shape == (2, 3)
+                np.testing.assert_allclose(together[level][split][i], alone[split][0], atol=0.51)
+    assert not np.array_equal(together[0.0]["train"], together[0.15]["train"])
