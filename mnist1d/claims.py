@@ -305,9 +305,11 @@ def format_measured(part):
 
 
 class Verdicts(list):
-    """Judged claims; a notebook shows them as a table."""
+    """Judged claims; a notebook shows them as a table. The smoke profile shows none."""
 
     def _repr_markdown_(self):
+        if training.profile() == "smoke":
+            return "The smoke profile records no verdicts."
         rows = ["| claim | published | measured, mean ± sd | criterion | verdict |", "|---|---|---|---|---|"]
         for c in self:
             measured = "<br>".join(format_measured(m) + ("" if m["holds"] else " ✗") for m in c["measured"])
@@ -318,9 +320,9 @@ class Verdicts(list):
 
 def _normalize(source):
     """Python source without comments, docstrings and layout: what is left decides the numbers."""
-    kept, new_line = [], True
+    kept, new_line, docstring = [], True, False
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type in (tokenize.COMMENT, tokenize.NL):
+        if token.type in (tokenize.COMMENT, tokenize.NL) or (docstring and token.type == tokenize.NEWLINE):
             continue
         docstring = token.type == tokenize.STRING and new_line
         new_line = token.type in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
@@ -420,4 +422,4 @@ def save_results(slug, *, seeds, numbers, verdicts, missing=None):
     with open_for_rename(figures.output_folder() / f"{slug}.json", "w") as file:
         json.dump(results, file, indent=1, allow_nan=False)
         file.write("\n")
-    return Verdicts(verdicts if is_paper else [])
+    return Verdicts(verdicts)

@@ -6,6 +6,7 @@ notebook, each by rename and the results file last. So a run can be killed at an
 """
 
 import argparse
+import asyncio
 import fcntl
 import json
 import os
@@ -13,15 +14,16 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
-from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from tqdm import tqdm
+from traitlets.config import Config
 
 from mnist1d.claims import code_digest
 from mnist1d.training import get_jobs
@@ -68,20 +70,38 @@ def only_runner(root):
 def execute(notebook, folder, limit, environment, bar):
     """Run all cells of a notebook in a fresh kernel, in place.
 
-    The kernel talks over a socket file, not over TCP ports that other kernels race for.
+    The kernel talks over a socket file, not over TCP ports that other kernels race for. nbclient works
+    in a thread, because in the main thread it takes over SIGINT and stops in an unspecified state.
     """
+    errors = []
+
+    def work():
+        try:
+            asyncio.run(client.async_execute(env={**os.environ, **environment}))
+        except Exception as error:  # handed to the main thread
+            errors.append(error)
+
     with tempfile.TemporaryDirectory(prefix="nb") as sockets:
-        manager = AsyncKernelManager(kernel_name="python3", transport="ipc", ip=f"{sockets}/k")
         client = NotebookClient(
             notebook,
-            km=manager,
+            config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/k"}}),
+            kernel_name="python3",
             timeout=limit,
             resources={"metadata": {"path": str(folder)}},
             record_timing=False,
             coalesce_streams=True,
             on_cell_executed=lambda **_: bar.update(),
         )
-        client.execute(env={**os.environ, **environment})
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        try:
+            thread.join()
+        except KeyboardInterrupt:
+            # The kernel leads a process group of its own, its joblib workers included.
+            os.killpg(client.km.provisioner.pid, signal.SIGKILL)
+            raise
+    if errors:
+        raise errors[0]
 
 
 def run_notebook(slug, root, profile, limit, bar):
@@ -119,9 +139,12 @@ def run_notebook(slug, root, profile, limit, bar):
     except (CellExecutionError, CellTimeoutError, DeadKernelError, RunError) as error:
         with open_for_rename(failed, "w") as file:
             nbformat.write(notebook, file)
-        reason = {CellTimeoutError: f"a cell ran longer than {limit} s", DeadKernelError: "the kernel died"}
-        last_line = str(error).strip().splitlines()[-1]
-        raise RunError(f"{reason.get(type(error), last_line)}; see {failed.relative_to(root)}") from error
+        if isinstance(error, CellExecutionError):
+            reason = f"{error.ename}: {error.evalue}"
+        else:
+            reasons = {CellTimeoutError: f"a cell ran longer than {limit} s", DeadKernelError: "the kernel died"}
+            reason = reasons.get(type(error), str(error))
+        raise RunError(f"{reason}; see {failed.relative_to(root)}") from error
 
     notebook.metadata = nbformat.from_dict(metadata)
     target = root / ("figures" if profile == "paper" else "build/smoke")
@@ -161,7 +184,7 @@ def main(arguments=None, root=ROOT):
     if unknown := set(options.slugs) - set(known):
         parser.error(f"no such notebook: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     rows = []
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with only_runner(root):
         fresh = options.slugs or options.profile == "smoke"
         wanted = options.slugs or known
