@@ -13,8 +13,8 @@ import pytest
 import colab
 import report
 import run_notebooks
-from conftest import ROOT, read_notebook
 from mnist1d.claims import CLAIMS, code_digest, holds
+from notebooks import ROOT, read_notebook
 
 SLUGS = run_notebooks.list_slugs(ROOT)
 PYPROJECT = (ROOT / "pyproject.toml").read_text()

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from mnist1d import get_dataset_args, make_dataset
 from mnist1d.models import GRU, MODELS
 from mnist1d.training import get_device, get_jobs, sweep, train
+from notebooks import load_definitions
 
 ROOT = Path(__file__).resolve().parent.parent
 OLD = ROOT / "build" / "old"
@@ -136,12 +137,35 @@ def bench_trainer(steps):
     print(f"geometric mean over 5 and 10 seeds: {np.exp(np.mean(np.log(several))):.1f}x")
 
 
+def bench_metalearning(steps):
+    """Seconds of one outer step of the activation notebook: by its table, and by its definition."""
+    notebook = load_definitions("metalearn_activation")
+    x, y = make_dataset()["x"], make_dataset()["y"]
+    notebook["arrays"] = {"": (np.c_[x, np.ones(len(x))].astype(np.float32), y)}
+    offset = notebook["make_offset"](0)
+    runs = notebook["draw_runs"]([0], steps)
+    notebook["meta_gradient"](offset, runs, 1)
+    seconds = {"meta_gradient_plainly": [], "meta_gradient": []}
+    for _ in range(3):
+        for name, values in seconds.items():
+            start = time.perf_counter()
+            notebook[name](offset, runs, 1)
+            values.append(time.perf_counter() - start)
+    plain, ours = (np.median(values) for values in seconds.values())
+    print(
+        f"\nmeta-gradient through {steps} inner steps: {plain:.2f} s directly, {ours:.4f} s by table, {plain / ours:.0f}x"
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=400, help="training steps a measurement")
+    parser.add_argument("--inner-steps", type=int, default=30, help="steps of the unrolled inner loop")
     options = parser.parse_args()
     bench_generator()
     bench_trainer(options.steps)
+    torch.set_num_threads(1)
+    bench_metalearning(options.inner_steps)
     return 0
 
 
