@@ -152,9 +152,8 @@ def bench_metalearning(steps):
             notebook[name](offset, runs, 1)
             values.append(time.perf_counter() - start)
     plain, ours = (np.median(values) for values in seconds.values())
-    print(
-        f"\nmeta-gradient through {steps} inner steps: {plain:.2f} s directly, {ours:.4f} s by table, {plain / ours:.0f}x"
-    )
+    print(f"\nmeta-gradient through {steps} inner steps, seconds")
+    print(f"directly {plain:.2f}, by table {ours:.4f}, ratio {plain / ours:.0f}x")
 
 
 def main():
