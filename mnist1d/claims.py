@@ -296,9 +296,10 @@ def format_measured(part):
     """One measured part as text: "CNN 94.2 ± 0.9 (n = 6)", three significant digits."""
 
     def digits(value):
-        return (
-            f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}" if 1e-3 < abs(value) < 1e3 else f"{value:.3g}"
-        )
+        if value == round(value) and part["sd"] is None or abs(value) >= 1e3:
+            return f"{value:,.0f}"
+        decimals = 2 - math.floor(math.log10(abs(value))) if value else 0
+        return f"{value:.{decimals}f}" if 0 <= decimals <= 4 else f"{value:.2g}"
 
     spread = "" if part["sd"] is None else f" ± {digits(part['sd'])}"
     return f"{part['part']} {digits(part['mean'])}{spread} (n = {part['n']})".strip()
