@@ -293,16 +293,16 @@ def judge(claim_id, samples):
 
 
 def format_measured(part):
-    """One measured part as text: "CNN 94.2 ± 0.9 (n = 6)", three significant digits."""
-
-    def digits(value):
-        if value == round(value) and part["sd"] is None or abs(value) >= 1e3:
-            return f"{value:,.0f}"
-        decimals = 2 - math.floor(math.log10(abs(value))) if value else 0
-        return f"{value:.{decimals}f}" if 0 <= decimals <= 4 else f"{value:.2g}"
-
-    spread = "" if part["sd"] is None else f" ± {digits(part['sd'])}"
-    return f"{part['part']} {digits(part['mean'])}{spread} (n = {part['n']})".strip()
+    """One measured part as text: "CNN 94.18 ± 0.97 (n = 6)". Two digits of the spread decide the decimals."""
+    mean, sd = part["mean"], part["sd"]
+    if sd is None and mean == round(mean):
+        text = f"{mean:,.0f}"
+    elif sd is None:
+        text = f"{mean:.3g}"
+    else:
+        decimals = min(5, max(0, 1 - math.floor(math.log10(sd)))) if sd else 2
+        text = f"{mean:.{decimals}f} ± {sd:.{decimals}f}"
+    return f"{part['part']} {text} (n = {part['n']})".strip()
 
 
 class Verdicts(list):

@@ -164,3 +164,18 @@ def test_peak_memory_of_workers_is_recorded(monkeypatch):
     monkeypatch.setitem(training.RUN, "peak_worker_memory", 0)
     training.sweep(lambda variant, seeds: {"x": np.zeros(len(seeds))}, {"a": 0}, [0, 1])
     assert training.RUN["peak_worker_memory"] > 50 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("mean", "sd", "text"),
+    [
+        (4.0, None, "CNN 4 (n = 3)"),
+        (10_000.0, None, "CNN 10,000 (n = 3)"),
+        (94.183, 0.9724, "CNN 94.18 ± 0.97 (n = 3)"),
+        (-0.12, 3.13, "CNN -0.1 ± 3.1 (n = 3)"),
+        (100.0, 0.0, "CNN 100.00 ± 0.00 (n = 3)"),
+        (0.000312, None, "CNN 0.000312 (n = 3)"),
+    ],
+)
+def test_measured_parts_are_shown_with_two_digits_of_their_spread(mean, sd, text):
+    assert claims.format_measured({"part": "CNN", "mean": mean, "sd": sd, "n": 3}) == text
