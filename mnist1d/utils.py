@@ -150,7 +150,7 @@ def plot_signals(xs, t, labels=None, args=None, ratio=2.6, do_transform=False, d
     if do_transform and args is None:
         raise ValueError("args is None: do_transform=True needs the arguments of the transformation")
     columns = min(10, len(xs))
-    fig, axes = plt.subplots(1, columns, figsize=(columns * 1.5, 1.5 * ratio), dpi=60, squeeze=False)
+    fig, axes = plt.subplots(1, columns, figsize=(columns * 1.5, 1.5 * ratio), dpi=60, squeeze=False, layout="tight")
     for i, ax in enumerate(axes[0]):
         x, positions = transform(xs[i], t, args) if do_transform else (xs[i], t)
         ax.plot(x, positions, "wo" if dark_mode else "k-", linewidth=6 if dark_mode else 2)
@@ -159,6 +159,5 @@ def plot_signals(xs, t, labels=None, args=None, ratio=2.6, do_transform=False, d
         if labels is not None:
             ax.set_title(f"label={labels[i]}", fontsize=22)
         ax.set(xlim=(-zoom, zoom), ylim=(zoom, -zoom), xticks=[], yticks=[])
-    fig.tight_layout(w_pad=0)
     plt.show()
     return fig

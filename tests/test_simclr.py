@@ -1,0 +1,149 @@
+"""The mechanism of the SimCLR notebook: augmentations, losses, stacked pretraining, probe and purity."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch.nn import functional as F
+
+from mnist1d.models import count_parameters
+
+
+@pytest.fixture
+def ns(notebook):
+    return notebook("simclr", BATCH_SIZE=20, get_device=lambda: torch.device("cpu"))
+
+
+def make_signals(n=60, seed=0):
+    return torch.randn(n, 40, generator=torch.Generator().manual_seed(seed))
+
+
+def test_detrend_is_the_residual_of_a_least_squares_line(ns):
+    signals = make_signals()
+    position = np.arange(40)
+    lines = [np.polyval(np.polyfit(position, s, 1), position) for s in signals.double().numpy()]
+    np.testing.assert_allclose(ns["detrend"](signals), signals.numpy() - lines, atol=1e-5)
+
+
+def test_a_view_is_a_right_roll_of_the_residuals_plus_a_line(notebook):
+    residuals = make_signals(500)
+    still = notebook("simclr", SLOPE_SD=0.0, OFFSET_SD=0.0, MAX_SHIFT=10)
+    views = still["augment"](residuals, torch.Generator().manual_seed(1))
+    rolls = torch.stack([residuals.roll(k, 1) for k in range(10)])  # [shift, example, position]
+    equal = (rolls == views).all(-1)
+    assert (equal.sum(0) == 1).all()
+    assert equal.any(1).all()  # each of the ten shifts occurs
+
+    tilted = notebook("simclr", SLOPE_SD=0.04, OFFSET_SD=0.3, MAX_SHIFT=1)
+    lines = tilted["augment"](residuals, torch.Generator().manual_seed(1)) - residuals
+    assert lines.diff(n=2).abs().max() < 1e-5
+    assert lines.mean(1).std() == pytest.approx(0.3, rel=0.15)
+    assert lines.diff().mean(1).std() == pytest.approx(0.04, rel=0.15)
+
+
+def test_batches_pair_two_different_views_of_the_same_signal(notebook):
+    ns = notebook("simclr", BATCH_SIZE=20, MAX_SHIFT=1, SLOPE_SD=0.0, OFFSET_SD=0.3)
+    signals = make_signals()
+    batches = torch.stack(list(ns["draw_batches"](signals, [0, 1], 3, "cpu")))  # one epoch
+    first, second = batches.chunk(2, 2)
+    flat = [view - view.mean(-1, keepdim=True) for view in (first, second)]
+    torch.testing.assert_close(*flat, atol=1e-5, rtol=0)
+    assert (first - second).abs().amax(-1).min() > 0
+    seen = flat[0][:, 0].flatten(0, 1)  # each signal once an epoch
+    distance = torch.cdist(seen, ns["detrend"](signals), compute_mode="donot_use_mm_for_euclid_dist")
+    assert distance.argmin(1).sort().values.tolist() == list(range(60))
+    assert distance.min(1).values.max() < 1e-3
+    alone = torch.stack(list(ns["draw_batches"](signals, [1], 3, "cpu")))
+    assert torch.equal(alone[:, 0], batches[:, 1])  # a seed's batches do not depend on its companions
+
+
+def test_published_parameter_counts(ns):
+    counts = [count_parameters(ns["Network"](ns["get_head"](n))) for n in (2, 4, 0)]
+    assert counts == [21716, 53216, 3950]
+
+
+def test_network_equals_plain_layers(ns):
+    torch.manual_seed(0)
+    network = ns["Network"]((125, 16))
+    h, expected = make_signals().unsqueeze(1), [make_signals()]
+    for layer in network.convolutions:
+        h = F.conv1d(h, layer.weight, layer.bias, stride=2, padding=1).relu()
+        expected.append(h)
+    h = network.head[0](h.flatten(1)).relu()
+    expected = [*expected[:-1], expected[-1].flatten(1), h, network.head[1](h)]
+    for ours, theirs in zip(network(make_signals()), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert (ns["Network"](())(make_signals())[-1] >= 0).all()
+
+
+def test_losses_equal_their_definitions(ns):
+    z = torch.randn(2, 20, 16, generator=torch.Generator().manual_seed(0))
+    expected = {"info_nce": [], "nt_xent": [], "barlow_twins": []}
+    for first, second in zip(*z.chunk(2, 1), strict=True):
+        similarity = F.cosine_similarity(first[:, None], second[None], dim=-1)
+        expected["info_nce"].append(F.cross_entropy(similarity / 0.3, torch.arange(10)))
+        both = torch.cat([first, second])
+        terms = []
+        for i in range(20):
+            others = [j for j in range(20) if j != i]
+            similarity = F.cosine_similarity(both[i][None], both[others], dim=-1) / 0.3
+            terms.append(F.cross_entropy(similarity, torch.tensor(others.index((i + 10) % 20))))
+        expected["nt_xent"].append(torch.stack(terms).mean())
+        correlation = torch.tensor(np.corrcoef(first.T, second.T)[:16, 16:], dtype=torch.float32)
+        error = (correlation - torch.eye(16)).square()
+        expected["barlow_twins"].append(error.trace() + 0.1 * (error.sum() - error.trace()))
+    torch.testing.assert_close(ns["info_nce"](z, 0.3), torch.stack(expected["info_nce"]))
+    torch.testing.assert_close(ns["nt_xent"](z, 0.3), torch.stack(expected["nt_xent"]))
+    torch.testing.assert_close(ns["barlow_twins"](z, 0.1), torch.stack(expected["barlow_twins"]), atol=1e-3, rtol=1e-4)
+
+
+@pytest.fixture
+def double_precision():
+    """Float64, in which Adam does not amplify the order of summation."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_stacked_pretraining_equals_a_plain_loop(ns, double_precision):
+    signals, seeds = make_signals(), [3, 4]
+    (model,) = ns["pretrain"]((125, 16), ns["info_nce"], signals, seeds, (20,))
+    for i, seed in enumerate(seeds):
+        torch.manual_seed(seed)
+        network = ns["Network"]((125, 16))
+        optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+        for (batch,) in ns["draw_batches"](signals, [seed], 20, "cpu"):
+            first, second = (F.normalize(v, dim=1) for v in network(batch)[-1].chunk(2))
+            loss = F.cross_entropy(first @ second.T / 0.5, torch.arange(20))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        for name, value in network.named_parameters():
+            torch.testing.assert_close(model.params[name][i], value, atol=1e-7, rtol=1e-7)
+
+
+def test_pretraining_stops_at_a_loss_that_is_not_finite(ns):
+    with pytest.raises(FloatingPointError, match="at step 2"):
+        list(ns["pretrain"]((16,), lambda z: z.sum((1, 2)) * torch.nan, make_signals(), [0], (2,)))
+
+
+def test_linear_accuracy_is_that_of_the_optimum(ns):
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(10, 30))
+    y = rng.integers(0, 10, 1500)
+    x = (centres[y] + 2 * rng.normal(size=(1500, 30))) * rng.uniform(0.1, 10, 30) + 5
+    fit, test = slice(1000), slice(1000, None)
+    scaled = (x - x[fit].mean(0)) / x[fit].std(0)
+    optimum = LogisticRegression(tol=1e-8, max_iter=5000).fit(scaled[fit], y[fit]).score(scaled[test], y[test])
+    assert 0.3 < optimum < 0.9
+    assert ns["linear_accuracy"](x[fit], y[fit], x[test], y[test]) == pytest.approx(100 * optimum, abs=0.5)
+
+
+def test_purity_counts_neighbours_without_the_point_itself(ns):
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(10), 30)
+    points = rng.normal(size=(300, 2)) + 3 * labels[:, None]
+    distance = ((points[:, None] - points) ** 2).sum(-1)
+    nearest = distance.argsort(1)[:, 1:11]
+    expected = [100 * (labels[nearest[labels == d]] == d).mean() for d in range(10)]
+    np.testing.assert_allclose(ns["purity"](points, labels), expected)
