@@ -1,6 +1,7 @@
 """The MNIST-1D generator: the frozen dataset by default, any size and difficulty on request."""
 
 import difflib
+import functools
 import hashlib
 import numbers
 import os
@@ -30,6 +31,9 @@ DEFAULTS = {
     "seed": 42,
     "url": "https://github.com/greydanus/mnist1d/raw/master/mnist1d_data.pkl",
 }
+
+# Samples transformed at once: their arrays fit into a processor's cache.
+CHUNK = 500
 
 # SHA-256 of the little-endian bytes of the dataset of 2020, signals as float32, labels as int64.
 FROZEN_SHA256 = {
@@ -145,6 +149,7 @@ def _validate(args, templates, label_noise, validation_split):
     _require(ok, "validation_split", validation_split, "a fraction in [0, 1)")
 
 
+@functools.lru_cache(maxsize=16)
 def _interpolation(sources, n_out):
     """Left neighbours (source, n_out) and weights that resample signals of the given lengths."""
     target = np.linspace(0, 1, n_out)
@@ -192,7 +197,7 @@ def _transform_all(x, args, rng, eps=1e-8):
 
     paddings = np.arange(low, high + 1)
     which = (u_pad * len(paddings)).astype(np.int64)
-    table = [part[which] for part in _interpolation(template_len + paddings, length)]
+    table = [part[which] for part in _interpolation(tuple(template_len + paddings), length)]
     x = _interpolate_rows(np.pad(x + eps, ((0, 0), (0, high))), *table)
     x *= 1 + args["scale_coeff"] * (u_scale - 0.5)[:, None]
     x = np.take_along_axis(x, (np.arange(length) - shift[:, None]) % length, 1)
@@ -200,14 +205,14 @@ def _transform_all(x, args, rng, eps=1e-8):
     correlated = gaussian_filter1d(args["corr_noise_scale"] * normal[:, 0], CORRELATION_WIDTH, axis=1)
     x = np.where(x != 0, x, correlated) + args["iid_noise_scale"] * normal[:, 1]
     x -= (args["shear_scale"] * (u_shear - 0.5))[:, None] * np.linspace(-0.5, 0.5, length)
-    return _interpolate_rows(x, *_interpolation([length], args["final_seq_length"]))
+    return _interpolate_rows(x, *_interpolation((length,), args["final_seq_length"]))
 
 
 def _positions(t, args):
     """The templates' positions t (template_len,), resampled as the signals are."""
     length = args["template_len"] + args["padding"][-1]
-    t = _interpolate_rows(t[None], *_interpolation([len(t)], length))
-    return _interpolate_rows(t, *_interpolation([length], args["final_seq_length"]))[0]
+    t = _interpolate_rows(t[None], *_interpolation((len(t),), length))
+    return _interpolate_rows(t, *_interpolation((length,), args["final_seq_length"]))[0]
 
 
 def make_dataset(args=None, template=None, *, label_noise=0.0, validation_split=0.0):
@@ -252,7 +257,8 @@ def make_dataset(args=None, template=None, *, label_noise=0.0, validation_split=
     rng = np.random.RandomState(args["seed"])
 
     per_class = args["num_samples"] // len(templates["y"])
-    x = _transform_all(np.repeat(templates["x"], per_class, axis=0), args, rng)
+    x = np.repeat(templates["x"], per_class, axis=0)
+    x = np.concatenate([_transform_all(x[i : i + CHUNK], args, rng) for i in range(0, len(x), CHUNK)])
     y = np.repeat(templates["y"], per_class)
     order = rng.permutation(len(y))
     x, y = x[order], y[order]
