@@ -108,7 +108,9 @@ def test_a_failed_run_is_reported_and_leaves_everything_as_it_was(checkout, caps
     save_figure_first = SAVE.split("verdicts")[0]
     write_notebook(checkout, ["x = 2", save_figure_first, cell])
     source = (checkout / "notebooks" / "tsne.ipynb").read_bytes()
-    assert run(checkout, "--limit", "3") == 1
+    # A short limit where it must strike, none elsewhere: on a busy machine importing torch takes seconds.
+    limit = ["--limit", "3"] if "longer than" in reason else []
+    assert run(checkout, *limit) == 1
     assert reason in capsys.readouterr().out
     assert published(checkout) == before and (checkout / "notebooks" / "tsne.ipynb").read_bytes() == source
     assert (checkout / "build" / "tsne.failed.ipynb").exists()
