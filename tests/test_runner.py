@@ -67,6 +67,18 @@ def wait_for(path, seconds=60):
         time.sleep(0.05)
 
 
+def start_sleeper(root):
+    """The runner as a process, in the middle of a notebook that waits until `asleep` is gone."""
+    (root / "notebooks" / "asleep").touch()
+    wait = (
+        "import pathlib, time\npathlib.Path('started').touch()\nwhile pathlib.Path('asleep').exists(): time.sleep(0.1)"
+    )
+    write_notebook(root, ["x = 1", wait, SAVE])
+    process = start(root)
+    wait_for(root / "notebooks" / "started")
+    return process
+
+
 def published(root):
     return {path.name: path.read_bytes() for path in (root / "figures").iterdir()}
 
@@ -120,13 +132,7 @@ def test_a_failed_run_is_reported_and_leaves_everything_as_it_was(checkout, caps
 
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_killed_runner_resumes(checkout, kill):
-    (checkout / "notebooks" / "asleep").touch()
-    wait = (
-        "import pathlib, time\npathlib.Path('started').touch()\nwhile pathlib.Path('asleep').exists(): time.sleep(0.1)"
-    )
-    write_notebook(checkout, ["x = 1", wait, SAVE])
-    process = start(checkout)
-    wait_for(checkout / "notebooks" / "started")
+    process = start_sleeper(checkout)
     process.send_signal(kill)
     output, _ = process.communicate(timeout=30)
     assert process.returncode != 0 and (kill == signal.SIGKILL or "interrupted; run again to go on" in output)
@@ -137,13 +143,7 @@ def test_a_killed_runner_resumes(checkout, kill):
 
 
 def test_two_runners_at_once(checkout):
-    (checkout / "notebooks" / "asleep").touch()
-    wait = (
-        "import pathlib, time\npathlib.Path('started').touch()\nwhile pathlib.Path('asleep').exists(): time.sleep(0.1)"
-    )
-    write_notebook(checkout, ["x = 1", wait, SAVE])
-    first = start(checkout)
-    wait_for(checkout / "notebooks" / "started")
+    first = start_sleeper(checkout)
     second = start(checkout)
     output, _ = second.communicate(timeout=30)
     assert second.returncode != 0 and "another run is under way" in output
