@@ -12,7 +12,7 @@ from torch.autograd import Function
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
 
-__all__ = ["CNN", "GRU", "MLP", "MODELS", "Conv1d", "Logistic", "ModelStack", "count_parameters"]
+__all__ = ["CNN", "GRU", "MLP", "MODELS", "Convolution", "Logistic", "ModelStack", "count_parameters"]
 
 
 def count_parameters(model):
@@ -46,23 +46,23 @@ class MLP(nn.Module):
         return self.linear3(h)
 
 
-class Conv1d(nn.Conv1d):
-    """``nn.Conv1d`` (dilation and groups 1, zero padding) as one matrix product over shifted slices.
+class Convolution(nn.Conv1d):
+    """``nn.Conv1d`` (dilation and groups 1, zero padding) on tensors (channel, position, example).
 
-    The same parameters and results; under `vmap` a batched matrix product, where a grouped
-    convolution is 1.5 times slower on the CPU at the sizes used here.
+    The same parameters and results, as one matrix product with shifted copies of the signal, each copied
+    in runs of a whole batch. Under `vmap` it is a batched product; a training step of the CNN takes half
+    the time that it takes with grouped convolutions on the CPU.
     """
 
-    def forward(self, x):  # (batch, channel, length)
+    def forward(self, x):
         (size,), (stride,), (padding,) = self.kernel_size, self.stride, self.padding
-        x = F.pad(x.transpose(-1, -2), (0, 0, padding, padding))  # (batch, length, channel)
+        x = F.pad(x, (0, 0, padding, padding))
         n_out = (x.shape[-2] - size) // stride + 1
-        slices = [x[..., k : k + stride * (n_out - 1) + 1 : stride, :] for k in range(size)]
-        weight = self.weight.permute(2, 1, 0).flatten(0, 1)  # (kernel * channel, out)
-        out = torch.cat(slices, -1) @ weight
+        shifted = torch.cat([x[:, k : k + stride * (n_out - 1) + 1 : stride] for k in range(size)])
+        out = self.weight.transpose(1, 2).flatten(1) @ shifted.flatten(1)  # (out, position * example)
         if self.bias is not None:
-            out = out + self.bias
-        return out.transpose(-1, -2)
+            out = out + self.bias[:, None]
+        return out.unflatten(1, (n_out, -1))
 
 
 class CNN(nn.Module):
@@ -70,18 +70,18 @@ class CNN(nn.Module):
 
     def __init__(self, length=40, channels=25, classes=10):
         super().__init__()
-        self.conv1 = Conv1d(1, channels, 5, stride=2, padding=1)
-        self.conv2 = Conv1d(channels, channels, 3, stride=2, padding=1)
-        self.conv3 = Conv1d(channels, channels, 3, stride=2, padding=1)
+        self.conv1 = Convolution(1, channels, 5, stride=2, padding=1)
+        self.conv2 = Convolution(channels, channels, 3, stride=2, padding=1)
+        self.conv3 = Convolution(channels, channels, 3, stride=2, padding=1)
         for kernel in (5, 3, 3):
             length = (length + 2 - kernel) // 2 + 1
         self.linear = nn.Linear(channels * length, classes)
 
     def forward(self, x):
-        h = self.conv1(x.unsqueeze(-2)).relu()
+        h = self.conv1(x.t().unsqueeze(0)).relu()  # (channel, position, example)
         h = self.conv2(h).relu()
         h = self.conv3(h).relu()
-        return self.linear(h.flatten(-2))
+        return self.linear(h.flatten(0, 1).t())
 
 
 class _GRUScan(Function):

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from mnist1d import make_dataset, training
-from mnist1d.models import GRU, MLP, MODELS, Conv1d, Logistic, ModelStack, _GRUScan, count_parameters
+from mnist1d.models import GRU, MLP, MODELS, Convolution, Logistic, ModelStack, _GRUScan, count_parameters
 from mnist1d.training import early_stopped, sweep, train
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
@@ -122,13 +122,14 @@ def test_gru_gradient_against_finite_differences():
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize(("kernel", "padding", "bias"), [(5, 1, True), (3, 0, False), (1, 0, True), (4, 3, True)])
-def test_conv1d_equals_torch(kernel, stride, padding, bias):
+def test_convolution_equals_torch(kernel, stride, padding, bias):
     torch.manual_seed(0)
-    ours = Conv1d(3, 6, kernel, stride=stride, padding=padding, bias=bias).double()
+    ours = Convolution(3, 6, kernel, stride=stride, padding=padding, bias=bias).double()
     theirs = torch.nn.Conv1d(3, 6, kernel, stride=stride, padding=padding, bias=bias).double()
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(4, 3, 17, dtype=torch.float64)
-    torch.testing.assert_close(ours(x), theirs(x))
+    got = ours(x.permute(1, 2, 0)).permute(2, 0, 1)  # (example, channel, position)
+    torch.testing.assert_close(got, theirs(x))
 
 
 def test_model_stack_keeps_the_global_seed_and_copies_its_modules():
