@@ -224,6 +224,9 @@ class ModelStack:
         return functional_call(self.module, (params, buffers), (x,))
 
     def __call__(self, x):  # (seed, batch, ...) -> (seed, batch, ...)
+        if len(x) == 1:  # vmap would only cost time
+            params, buffers = ({name: t[0] for name, t in state.items()} for state in (self.params, self.buffers))
+            return self._call_one(params, buffers, x[0]).unsqueeze(0)
         return self._forward(self.params, self.buffers, x)
 
     def get_module(self, i):

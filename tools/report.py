@@ -36,6 +36,7 @@ FIGURES = {
     "simclr": "Figure 8",
     "pooling": "Figure 9",
     "random_subspaces": "random subspaces [S]",
+    "spatial_priors": "beyond the paper",
 }
 
 SYMBOLS = {"reproduced": "✓", "partly": "◐", "not reproduced": "✗"}
