@@ -226,7 +226,8 @@ class ModelStack:
     def __call__(self, x):  # (seed, batch, ...) -> (seed, batch, ...)
         if len(x) == 1:  # vmap would only cost time
             params, buffers = ({name: t[0] for name, t in state.items()} for state in (self.params, self.buffers))
-            return self._call_one(params, buffers, x[0]).unsqueeze(0)
+            out = self._call_one(params, buffers, x[0])
+            return out.unsqueeze(0) if isinstance(out, torch.Tensor) else [o.unsqueeze(0) for o in out]
         return self._forward(self.params, self.buffers, x)
 
     def get_module(self, i):
