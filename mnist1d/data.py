@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter1d
 from mnist1d.transform import CORRELATION_WIDTH
 from mnist1d.utils import ObjectView, from_pickle, to_pickle
 
-__all__ = ["get_dataset", "get_dataset_args", "get_templates", "make_dataset", "to_torch", "verify"]
+__all__ = ["get_dataset", "get_dataset_args", "get_templates", "make_dataset", "reorder", "to_torch", "verify"]
 
 # Table 2 of the paper. `url` is where the frozen pickle was published; nothing is fetched from it.
 DEFAULTS = {
@@ -245,7 +245,7 @@ def make_dataset(args=None, template=None, *, label_noise=0.0, validation_split=
 
     Notes
     -----
-    Global random state is neither read nor changed, unless `seed` is None.
+    Global random state is neither read nor changed.
     Source: Section 3 and Table 2 of the paper.
     """
     args = _read_args(args)
@@ -334,7 +334,7 @@ def get_dataset(args, path=None, verbose=True, download=True, regenerate=False, 
     options = _read_args(args)
     path = f"./mnist1d_data{'_shuffle' if options['shuffle_seq'] else ''}.pkl" if path is None else path
     key = _cache_key(options, kwargs)
-    reason = "was not asked for" if regenerate else "does not exist"
+    reason = "was to be made anew" if regenerate else "does not exist"
     if os.path.exists(path) and not regenerate:
         try:
             data = from_pickle(path)
@@ -355,6 +355,24 @@ def get_dataset(args, path=None, verbose=True, download=True, regenerate=False, 
     if verbose:
         print(f"Generated the dataset and wrote {path}, which {reason}")
     return data
+
+
+def reorder(data, order):
+    """The same examples with their positions in another order, the same for every example of every split.
+
+    Parameters
+    ----------
+    data : dict
+        From :func:`make_dataset`.
+    order : array of int, shape (final_seq_length,)
+        A permutation of the positions. `shuffle_seq` of :func:`make_dataset` draws one of its own.
+
+    Returns
+    -------
+    dict
+        `data` with new `x`, `x_test` and, if there is one, `x_val`.
+    """
+    return {**data, **{key: x[:, order] for key, x in data.items() if key in ("x", "x_val", "x_test")}}
 
 
 def _digests(data):

@@ -70,7 +70,9 @@ def find_root():
 
 
 def output_folder():
-    """Where this run writes: MNIST1D_OUTPUT, else `figures` or, in the smoke profile, `build/smoke`.
+    """Where this run writes: MNIST1D_OUTPUT, which the runner sets, else `build/paper` or `build/smoke`.
+
+    A notebook run by hand so changes nothing in `figures`, which holds complete runs of the committed code.
 
     Returns
     -------
@@ -78,7 +80,7 @@ def output_folder():
     """
     if os.environ.get("MNIST1D_OUTPUT"):
         return Path(os.environ["MNIST1D_OUTPUT"])
-    return (find_root() or Path.cwd()) / ("figures" if profile() == "paper" else "build/smoke")
+    return (find_root() or Path.cwd()) / "build" / profile()
 
 
 def save_figure(fig, name):

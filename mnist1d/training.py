@@ -185,6 +185,11 @@ def train(
         raise ValueError(f"order={order!r}: must be 'cyclic' or 'shuffled'")
     if optimizer not in ("adam", "sgd"):
         raise ValueError(f"optimizer={optimizer!r}: must be 'adam' or 'sgd'")
+    if not seeds:
+        raise ValueError("seeds=[]: must hold at least one seed")
+    for name, value, least in (("steps", steps, 0), ("eval_every", eval_every, 1)):
+        if value < least:
+            raise ValueError(f"{name}={value}: must be at least {least}")
     x, y = split_tensors(data, "", len(seeds), device)
     if not 0 < batch_size <= x.shape[1]:
         raise ValueError(f"batch_size={batch_size}: must be from 1 to the {x.shape[1]} training examples")
@@ -208,7 +213,7 @@ def train(
     # Batches are taken from one table of all examples: faster than by an index of seeds and one of examples.
     shared = x.stride(0) == 0
     rows, labels = (x[0], y[0]) if shared else (x.flatten(0, 1), y.flatten())
-    first = torch.arange(len(seeds), device=device)[:, None] * (0 if shared else x.shape[1])  # row of each seed
+    start = torch.arange(len(seeds), device=device)[:, None] * (0 if shared else x.shape[1])  # each seed's first row
     losses = torch.full((len(seeds),), torch.nan, device=device)
     batches = _batches(order, x.shape[1], batch_size, steps, seeds, device)
     for step in range(steps + 1):
@@ -221,7 +226,7 @@ def train(
                 raise FloatingPointError(f"training diverged: the loss of seeds {bad} is not finite at step {step}")
         if step == steps:
             break
-        index = first + next(batches)  # [seed, example]
+        index = start + next(batches)  # [seed, example]
         xb, yb = (t.index_select(0, index.flatten()).unflatten(0, index.shape) for t in (rows, labels))
         losses = loss(model(xb), yb)
         losses.sum().backward()
@@ -246,15 +251,16 @@ def early_stopped(history):
     return np.take_along_axis(history["test_acc"], best[:, None], 1)[:, 0]
 
 
-def _run_task(run, variant, seeds, threads):
+def _run_task(run, variant, seeds):
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     # Gradients through saturated units are denormal numbers, which a CPU multiplies 100 times slower.
     torch.set_flush_denormal(True)
     try:
         return run(variant, seeds), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     finally:
         torch.set_num_threads(before)
+        torch.set_flush_denormal(False)
 
 
 def _concatenate(results):
@@ -307,9 +313,13 @@ def sweep(run, variants, seeds, *, chunk=None, desc="sweep"):
     """
     seeds = list(seeds)
     chunk = len(seeds) if chunk is None else chunk
+    if not variants or not seeds:
+        raise ValueError(f"variants={variants!r}, seeds={seeds}: neither may be empty")
+    if chunk < 1:
+        raise ValueError(f"chunk={chunk}: must be at least 1")
     tasks = [(name, seeds[i : i + chunk]) for name in variants for i in range(0, len(seeds), chunk)]
     jobs = min(get_jobs(), len(tasks))
-    calls = (joblib.delayed(_run_task)(run, variants[name], part, 1) for name, part in tasks)
+    calls = (joblib.delayed(_run_task)(run, variants[name], part) for name, part in tasks)
     collected = {name: [] for name in variants}
     for name, value in KEEP_MEMORY.items():
         os.environ.setdefault(name, value)

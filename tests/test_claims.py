@@ -91,7 +91,7 @@ def test_every_claim_of_a_notebook_must_be_judged_or_missing(folder):
     assert json.loads((folder / "tsne.json").read_text())["missing"] == {"tsne.mnist1d": "why"}
 
 
-def test_smoke_records_no_verdict_and_never_writes_to_figures(tmp_path, monkeypatch):
+def test_smoke_records_no_verdict_and_only_the_runner_writes_to_figures(tmp_path, monkeypatch):
     monkeypatch.setenv("MNIST1D_PROFILE", "smoke")
     monkeypatch.delenv("MNIST1D_OUTPUT", raising=False)
     (tmp_path / "notebooks").mkdir(), (tmp_path / "mnist1d").mkdir()
@@ -101,7 +101,7 @@ def test_smoke_records_no_verdict_and_never_writes_to_figures(tmp_path, monkeypa
     assert json.loads((tmp_path / "build" / "smoke" / "tsne.json").read_text())["claims"] == []
     assert not (tmp_path / "figures").exists()
     monkeypatch.setenv("MNIST1D_PROFILE", "paper")
-    assert figures.output_folder() == tmp_path / "figures"
+    assert figures.output_folder() == tmp_path / "build" / "paper"
 
 
 def test_saved_figures_are_equal_byte_for_byte(folder):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import mnist1d
-from mnist1d import get_dataset, get_dataset_args, get_templates, make_dataset, to_torch
+from mnist1d import get_dataset, get_dataset_args, get_templates, make_dataset, reorder, to_torch
 from mnist1d import transform as transform_one
 
 
@@ -316,3 +316,12 @@ def test_plot_signals(tmp_path):
     plt.close("all")
     with pytest.raises(ValueError, match="args is None"):
         mnist1d.plot_signals(data["x"], data["t"], do_transform=True)
+
+
+def test_reorder_moves_positions_in_every_split_and_nothing_else():
+    data = make_dataset({"num_samples": 100}, validation_split=0.2)
+    order = np.arange(40)[::-1]
+    turned = reorder(data, order)
+    for key in ("x", "x_val", "x_test"):
+        np.testing.assert_array_equal(turned[key], data[key][:, ::-1])
+    assert turned.keys() == data.keys() and turned["y"] is data["y"] and turned["t"] is data["t"]

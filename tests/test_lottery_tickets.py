@@ -102,6 +102,15 @@ def test_prune_never_revives(nb):
     assert not any((after[name] & ~masks[name]).any() for name in masks)
 
 
+def test_random_masks_know_nothing_of_the_initial_weights(nb):
+    weights, _ = nb["draw_weights"](SEEDS)
+    masks = nb["draw_masks"](SEEDS, 0.08, nb["make_groups"]("with the weights"))
+    for name in ("linear1.weight", "linear2.weight"):
+        kept = weights[name][masks[name]]
+        assert abs((kept > 0).double().mean() - 0.5) < 0.1
+        assert abs(kept.abs().mean() / weights[name].abs().mean() - 1) < 0.1
+
+
 @pytest.mark.parametrize("treatment", TREATMENTS)
 def test_random_masks_have_the_density_of_a_ticket_and_belong_to_their_seed(nb, treatment):
     groups = nb["make_groups"](treatment)

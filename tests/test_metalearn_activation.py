@@ -119,7 +119,7 @@ def test_a_diverged_run_stops_or_is_recorded(act):
     result = act["run"]({**recipe, "may_stop": True}, [5])
     assert np.isfinite(result["norm"][0, 0])
     assert np.isnan(result["norm"][0, 1])
-    assert np.isnan(result["acc"][0, 2])
+    assert np.isnan(result["acc_test"][0, 2])
 
 
 def test_run_records_every_evaluation(act):

@@ -190,11 +190,15 @@ def test_early_stopping_looks_at_the_validation_set_alone():
         ({"optimizer": "lion"}, "optimizer='lion'"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"batch_size": 10**6}, "batch_size=1000000"),
+        ({"steps": -1}, "steps=-1: must be at least 0"),
+        ({"eval_every": 0}, "eval_every=0: must be at least 1"),
     ],
 )
 def test_bad_options_are_named(data, options, message):
     with pytest.raises(ValueError, match=message):
-        train(MLP, data, [0], steps=1, **options)
+        train(MLP, data, [0], **{"steps": 1, **options})
+    with pytest.raises(ValueError, match=r"seeds=\[\]"):
+        train(MLP, data, [], steps=1)
     with pytest.raises(ValueError, match="2 datasets for 3 seeds"):
         train(MLP, [data, data], SEEDS, steps=1)
 
@@ -214,6 +218,18 @@ def test_sweep_joins_chunks_in_the_order_of_the_seeds(monkeypatch, jobs):
     results = sweep(double, {"x": 2, "y": 3}, [5, 6, 7], chunk=2)
     np.testing.assert_array_equal(results["y"]["a"]["b"], [[15, 5], [18, 6], [21, 7]])
     np.testing.assert_array_equal(results["x"]["seed"], [5, 6, 7])
+
+
+def test_an_empty_sweep_is_refused():
+    for variants, seeds, chunk in (({}, [0], 1), ({"x": 1}, [], None), ({"x": 1}, [0], 0)):
+        with pytest.raises(ValueError, match=r"neither may be empty|chunk=0"):
+            sweep(double, variants, seeds, chunk=chunk)
+
+
+def test_one_model_needs_no_vmap_and_gives_the_same():
+    x = torch.randn(2, 5, 40)
+    stack, alone = ModelStack(MLP, [3, 4]), ModelStack(MLP, [4])
+    torch.testing.assert_close(alone(x[1:]), stack(x)[1:])
 
 
 def test_environment_is_checked(monkeypatch):
