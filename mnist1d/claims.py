@@ -111,7 +111,7 @@ CLAIMS = {
         "10-NN accuracy in the plane, percent", "> 90",
     ),
     "tsne.mnist1d": Claim(
-        "tsne", "MNIST-1D does not", "Figure 3", "P", "10-NN accuracy in the plane, percent", "< 60",
+        "tsne", "MNIST-1D has no such clusters", "Figure 3", "P", "10-NN accuracy in the plane, percent", "< 60",
     ),
     "lottery.beats_random": Claim(
         "lottery_tickets", "tickets beat random subnetworks at equal sparsity", "Figure 4a", "P",

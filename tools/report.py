@@ -64,15 +64,16 @@ def count_verdicts(results):
 def format_figures(results, repository):
     """The README's table: one row a notebook."""
     rows = [
-        "| figure | notebook | published → measured, first claims | claims | seconds | |",
+        "| figure | notebook | published → measured, first claims | all claims | seconds | |",
         "|---|---|---|---|---:|---|",
     ]
     for slug, r in results.items():
         badge = f"[Colab](https://colab.research.google.com/github/{repository}/blob/main/notebooks/{slug}.ipynb)"
-        shown = [
-            f"{c['statement']}: {c['published']} → {format_measured(c['measured'][0])} {SYMBOLS[c['verdict']]}"
-            for c in r["claims"][:3]
-        ]
+        shown = []
+        for claim in r["claims"][:3]:
+            part = next((m for m in claim["measured"] if not m["holds"]), claim["measured"][0])
+            symbol = SYMBOLS[claim["verdict"]]
+            shown.append(f"{claim['statement']}: {claim['published']} → {format_measured(part)} {symbol}")
         held = "".join(SYMBOLS[c["verdict"]] for c in r["claims"])
         thumbnail = f'<img src="figures/{slug}.png" width="160">'
         rows.append(
