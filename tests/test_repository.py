@@ -75,7 +75,7 @@ def test_notebook_keeps_the_skeleton(slug):
     assert any(
         kind == "markdown" and re.search(r"^## (Takeaways|Where to go on)", source, re.M) for kind, source, _ in cells
     )
-    for forbidden in ("sys.path", "drive.mount", "except:", "TAKEAWAYS", "TODO"):
+    for forbidden in ("sys.path", "drive.mount", "except:", "TAKEAWAYS", "READING", "MINUTES", "TODO"):
         assert forbidden not in "\n".join(source for _, source, _ in cells)
 
 
