@@ -311,6 +311,8 @@ class Verdicts(list):
     def _repr_markdown_(self):
         if training.profile() == "smoke":
             return "The smoke profile records no verdicts."
+        if not self:
+            return "No published claims."
         rows = ["| claim | published | measured, mean ± sd | criterion | verdict |", "|---|---|---|---|---|"]
         for c in self:
             measured = "<br>".join(format_measured(m) + ("" if m["holds"] else " ✗") for m in c["measured"])
