@@ -7,8 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parent
 
-# Set before any test module or kernel starts.
-os.environ.update(MNIST1D_PROFILE="smoke", TQDM_DISABLE="1")
+# Set before any test module or kernel starts. Smoke runs are too short to be worth a second process.
+os.environ.update(MNIST1D_PROFILE="smoke", TQDM_DISABLE="1", JOBS="1")
 os.environ.pop("MNIST1D_OUTPUT", None)
 
 

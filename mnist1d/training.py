@@ -11,6 +11,7 @@ import time
 import joblib
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
@@ -257,7 +258,8 @@ def _run_task(run, variant, seeds):
     # Gradients through saturated units are denormal numbers, which a CPU multiplies 100 times slower.
     torch.set_flush_denormal(True)
     try:
-        return run(variant, seeds), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        with threadpool_limits(1):  # of numpy and scikit-learn, whose last digits depend on it
+            return run(variant, seeds), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     finally:
         torch.set_num_threads(before)
         torch.set_flush_denormal(False)

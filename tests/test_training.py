@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 from torch.nn import functional as F
 
 from mnist1d import make_dataset, training
@@ -218,6 +219,20 @@ def test_sweep_joins_chunks_in_the_order_of_the_seeds(monkeypatch, jobs):
     results = sweep(double, {"x": 2, "y": 3}, [5, 6, 7], chunk=2)
     np.testing.assert_array_equal(results["y"]["a"]["b"], [[15, 5], [18, 6], [21, 7]])
     np.testing.assert_array_equal(results["x"]["seed"], [5, 6, 7])
+
+
+def count_threads(variant, seeds):
+    counts = [library["num_threads"] for library in threadpool_info()] + [torch.get_num_threads()]
+    return {"threads": np.tile(counts, (len(seeds), 1))}
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_task_has_one_thread_wherever_it_runs(monkeypatch, jobs):
+    monkeypatch.setenv("JOBS", jobs)
+    with threadpool_limits(2):
+        results = sweep(count_threads, {"x": None, "y": None}, [0])
+        assert {library["num_threads"] for library in threadpool_info()} == {2}
+    assert all((result["threads"] == 1).all() for result in results.values())
 
 
 def test_an_empty_sweep_is_refused():

@@ -1,4 +1,7 @@
-"""Run notebooks headless, one after the other, and publish what each complete run made.
+"""Run notebooks headless and publish what each complete run made.
+
+In the paper profile they run one after the other, so that each has all cores and its time means something;
+in the smoke profile one on each core.
 
 A notebook is stale when its results file is missing, damaged, or was made by other code. A run works
 in `build/run/<slug>`; only a complete one moves its files to `figures/` and its outputs into the
@@ -16,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,6 +34,9 @@ from mnist1d.training import get_jobs
 from mnist1d.utils import open_for_rename
 
 ROOT = Path(__file__).resolve().parent.parent
+
+RUNNING = set()  # the clients whose kernels have started
+STOP = threading.Event()  # set by an interrupt: no other kernel may start working
 
 
 class RunError(Exception):
@@ -70,16 +77,13 @@ def only_runner(root):
 def execute(notebook, folder, limit, environment, bar):
     """Run all cells of a notebook in a fresh kernel, in place.
 
-    The kernel talks over a socket file, not over TCP ports that other kernels race for. nbclient works
-    in a thread, because in the main thread it takes over SIGINT and stops in an unspecified state.
+    The kernel talks over a socket file, not over TCP ports that other kernels race for.
     """
-    errors = []
 
-    def work():
-        try:
-            asyncio.run(client.async_execute(env={**os.environ, **environment}))
-        except Exception as error:  # handed to the main thread
-            errors.append(error)
+    def started(**_):
+        RUNNING.add(client)
+        if STOP.is_set():
+            raise RunError("interrupted")
 
     with tempfile.TemporaryDirectory(prefix="nb") as sockets:
         client = NotebookClient(
@@ -90,18 +94,13 @@ def execute(notebook, folder, limit, environment, bar):
             resources={"metadata": {"path": str(folder)}},
             record_timing=False,
             coalesce_streams=True,
+            on_notebook_start=started,
             on_cell_executed=lambda **_: bar.update(),
         )
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
         try:
-            thread.join()
-        except KeyboardInterrupt:
-            # The kernel leads a process group of its own, its joblib workers included.
-            os.killpg(client.km.provisioner.pid, signal.SIGKILL)
-            raise
-    if errors:
-        raise errors[0]
+            asyncio.run(client.async_execute(env={**os.environ, **environment}))
+        finally:
+            RUNNING.discard(client)
 
 
 def run_notebook(slug, root, profile, limit, bar):
@@ -119,7 +118,6 @@ def run_notebook(slug, root, profile, limit, bar):
     path = root / "notebooks" / f"{slug}.ipynb"
     notebook = nbformat.read(path, as_version=4)
     metadata = json.loads(json.dumps(notebook.metadata))
-    bar.reset(total=sum(cell.cell_type == "code" for cell in notebook.cells))
     work = root / "build" / "run" / slug
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -130,6 +128,7 @@ def run_notebook(slug, root, profile, limit, bar):
         "MNIST1D_OUTPUT": str(work),
         "TQDM_DISABLE": "1",
         "PYTHONHASHSEED": "0",
+        **({"JOBS": "1", "OMP_NUM_THREADS": "1"} if profile == "smoke" else {}),
     }
     try:
         execute(notebook, path.parent, limit, environment, bar)
@@ -159,6 +158,38 @@ def run_notebook(slug, root, profile, limit, bar):
     return results
 
 
+def run_all(slugs, root, profile, limit):
+    """Run notebooks; for each that ended its results, or what became of it as text."""
+
+    def work(slug):
+        print(f"[{slugs.index(slug) + 1}/{len(slugs)}] {slug}", flush=True)
+        try:
+            return run_notebook(slug, root, profile, limit, bar)
+        except (RunError, OSError) as error:
+            return f"FAILED: {error}"
+
+    rows = []
+    STOP.clear()
+    workers = get_jobs() if profile == "smoke" else 1
+    notebooks = [nbformat.read(root / "notebooks" / f"{slug}.ipynb", as_version=4) for slug in slugs]
+    total = sum(cell.cell_type == "code" for notebook in notebooks for cell in notebook.cells)
+    # In the main thread nbclient would take over SIGINT, and stop in an unspecified state.
+    with tqdm(desc="cells", total=total, disable=None, leave=False) as bar, ThreadPoolExecutor(workers) as pool:
+        futures = {slug: pool.submit(work, slug) for slug in slugs}
+        try:
+            for slug, future in futures.items():
+                rows.append((slug, future.result()))
+                if isinstance(rows[-1][1], str):
+                    print(f"{slug} {rows[-1][1]}", flush=True)
+        except KeyboardInterrupt:
+            rows.append((slug, "interrupted; run again to go on"))
+            STOP.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            for client in list(RUNNING):  # a kernel leads a process group of its own, its workers included
+                os.killpg(client.km.provisioner.pid, signal.SIGKILL)
+    return rows
+
+
 def format_table(rows):
     """Notebook, seconds, claims held."""
     lines = [f"{'notebook':22s}{'seconds':>9s}  claims reproduced"]
@@ -183,7 +214,6 @@ def main(arguments=None, root=ROOT):
     known = list_slugs(root)
     if unknown := set(options.slugs) - set(known):
         parser.error(f"no such notebook: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    rows = []
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with only_runner(root):
         fresh = options.slugs or options.profile == "smoke"
@@ -192,17 +222,7 @@ def main(arguments=None, root=ROOT):
         if len(todo) < len(wanted):
             print(f"{len(wanted) - len(todo)} of {len(wanted)} notebooks are up to date")
         began = time.monotonic()
-        try:
-            for number, slug in enumerate(todo, 1):
-                print(f"[{number}/{len(todo)}] {slug}", flush=True)
-                with tqdm(desc="  cells", disable=None, leave=False) as bar:
-                    try:
-                        rows.append((slug, run_notebook(slug, root, options.profile, options.limit, bar)))
-                    except (RunError, OSError) as error:
-                        rows.append((slug, f"FAILED: {error}"))
-                        print(f"  {rows[-1][1]}", flush=True)
-        except KeyboardInterrupt:
-            rows.append((todo[len(rows)], "interrupted; run again to go on"))
+        rows = run_all(todo, root, options.profile, options.limit)
     if rows:
         print(f"\n{format_table(rows)}\n{time.monotonic() - began:.0f} s in all")
     return 0 if all(isinstance(outcome, dict) for _, outcome in rows) else 1
