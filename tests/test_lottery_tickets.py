@@ -14,7 +14,7 @@ TREATMENTS = ["with the weights", "on their own", "kept"]
 
 @pytest.fixture
 def nb(notebook):
-    return notebook("lottery_tickets", HIDDEN=40, STEPS=6, EVAL_EVERY=3, FIRST="linear1.weight")
+    return notebook("lottery_tickets", HIDDEN=40, STEPS=6, EVAL_EVERY=3, FIRST="linear1.weight", frozen=make_dataset())
 
 
 def draw_masks_of_magnitude(nb, density, treatment):

@@ -35,9 +35,9 @@ def checkout(tmp_path):
     return tmp_path
 
 
-def write_notebook(root, cells):
+def write_notebook(root, cells, slug="tsne"):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    nbformat.write(notebook, root / "notebooks" / "tsne.ipynb")
+    nbformat.write(notebook, root / "notebooks" / f"{slug}.ipynb")
 
 
 def run(root, *arguments):
@@ -102,6 +102,16 @@ def test_a_complete_run_publishes_and_is_not_repeated(checkout, capsys):
 def test_smoke_runs_write_elsewhere(checkout):
     assert run(checkout, "--profile", "smoke") == 0
     assert not (checkout / "figures").exists() and (checkout / "build" / "smoke" / "tsne.json").exists()
+
+
+def test_smoke_notebooks_run_side_by_side(checkout, monkeypatch, capsys):
+    monkeypatch.setenv("JOBS", "2")
+    meet = "import pathlib, time\npathlib.Path('{}').touch()\nwhile not pathlib.Path('{}').exists(): time.sleep(0.1)"
+    write_notebook(checkout, ["x = 1", meet.format("one", "other"), SAVE])
+    save = "from mnist1d.claims import save_results\nsave_results('quickstart', seeds=[0], numbers={}, verdicts=[])"
+    write_notebook(checkout, [meet.format("other", "one"), save], "quickstart")
+    assert run(checkout, "--profile", "smoke", "--limit", "60") == 0
+    assert sorted(path.stem for path in (checkout / "build" / "smoke").glob("*.json")) == ["quickstart", "tsne"]
 
 
 @pytest.mark.parametrize(

@@ -171,8 +171,11 @@ def run_all(slugs, root, profile, limit):
     rows = []
     STOP.clear()
     workers = get_jobs() if profile == "smoke" else 1
-    notebooks = [nbformat.read(root / "notebooks" / f"{slug}.ipynb", as_version=4) for slug in slugs]
-    total = sum(cell.cell_type == "code" for notebook in notebooks for cell in notebook.cells)
+    notebooks = {slug: nbformat.read(root / "notebooks" / f"{slug}.ipynb", as_version=4) for slug in slugs}
+    code = {slug: [c.source for c in nb.cells if c.cell_type == "code"] for slug, nb in notebooks.items()}
+    if workers > 1:  # the longest first, so that the last ones end together
+        slugs = sorted(slugs, key=lambda slug: -len("".join(code[slug])))
+    total = sum(map(len, code.values()))
     # In the main thread nbclient would take over SIGINT, and stop in an unspecified state.
     with tqdm(desc="cells", total=total, disable=None, leave=False) as bar, ThreadPoolExecutor(workers) as pool:
         futures = {slug: pool.submit(work, slug) for slug in slugs}
