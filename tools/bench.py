@@ -144,22 +144,22 @@ def bench_metalearning(steps):
     notebook["arrays"] = {"": (np.c_[x, np.ones(len(x))].astype(np.float32), y)}
     offset = notebook["make_offset"](0)
 
-    def measure(name, runs, warm_up):
-        """Median of three; the first run after another way has freed its memory is slow, and not counted."""
-        seconds = []
-        for _ in range(warm_up + 3):
+    def measure(name, runs):
+        """Seconds of the second run: the first after the other way has freed its memory is slow."""
+        for _ in range(2):
             start = time.perf_counter()
             notebook[name](offset, runs, 1)
-            seconds.append(time.perf_counter() - start)
-        return np.median(seconds[warm_up:])
+        return time.perf_counter() - start
 
     runs = notebook["draw_runs"]([0], steps)
-    plain, ours = measure("meta_gradient_plainly", runs, 1), measure("meta_gradient", runs, 3)
-    whole = measure("meta_gradient", notebook["draw_runs"]([0], 300), 1)
+    pairs = [(measure("meta_gradient_plainly", runs), measure("meta_gradient", runs)) for _ in range(3)]
+    plain, ours = np.median(pairs, axis=0)
+    whole = measure("meta_gradient", notebook["draw_runs"]([0], notebook["INNER_STEPS"]))
     print(f"\nmeta-gradient through {steps} inner steps, seconds")
     print(f"directly {plain:.2f}, by table {ours:.4f}, ratio {plain / ours:.0f}x")
-    projected = plain * 300 / steps  # in proportion; it would hold some 14 GB
-    print(f"through 300: directly {projected:.1f} (projected), by table {whole:.3f}, ratio {projected / whole:.0f}x")
+    inner = notebook["INNER_STEPS"]
+    projected = plain * inner / steps  # run directly it would hold some 14 GB
+    print(f"through {inner}: directly {projected:.1f} (projected), by table {whole:.3f}, {projected / whole:.0f}x")
 
 
 def main():
