@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -150,6 +151,15 @@ def test_a_killed_runner_resumes(checkout, kill):
     (checkout / "notebooks" / "asleep").unlink()
     assert run(checkout) == 0
     assert sorted(published(checkout)) == ["tsne.json", "tsne.pdf", "tsne.png"]
+
+
+def test_a_kernel_that_starts_after_an_interrupt_does_no_work(checkout, monkeypatch):
+    monkeypatch.setattr(run_notebooks, "STOP", threading.Event())
+    run_notebooks.STOP.set()
+    write_notebook(checkout, ["import pathlib; pathlib.Path('started').touch()"])
+    with pytest.raises(run_notebooks.RunError, match="interrupted"):
+        run_notebooks.run_notebook("tsne", checkout, "paper", 60, None)
+    assert not (checkout / "notebooks" / "started").exists() and not run_notebooks.RUNNING
 
 
 def test_two_runners_at_once(checkout):

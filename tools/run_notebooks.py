@@ -171,8 +171,8 @@ def run_all(slugs, root, profile, limit):
     rows = []
     STOP.clear()
     workers = get_jobs() if profile == "smoke" else 1
-    notebooks = {slug: nbformat.read(root / "notebooks" / f"{slug}.ipynb", as_version=4) for slug in slugs}
-    code = {slug: [c.source for c in nb.cells if c.cell_type == "code"] for slug, nb in notebooks.items()}
+    cells = {slug: nbformat.read(root / "notebooks" / f"{slug}.ipynb", as_version=4).cells for slug in slugs}
+    code = {slug: [cell.source for cell in cells[slug] if cell.cell_type == "code"] for slug in slugs}
     if workers > 1:  # the longest first, so that the last ones end together
         slugs = sorted(slugs, key=lambda slug: -len("".join(code[slug])))
     total = sum(map(len, code.values()))
