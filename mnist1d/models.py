@@ -46,23 +46,69 @@ class MLP(nn.Module):
         return self.linear3(h)
 
 
+class _Windows(Function):
+    """The neighbourhoods that a convolution reads: (channel, position, example) to (tap * channel, window, example).
+
+    Its own backward pass adds each tap's gradient in place, where autograd would pad every tap to full size.
+    """
+
+    @staticmethod
+    def get_taps(length, size, stride, padding):
+        """For each tap: the range of windows in which it lies inside the signal, and its positions there."""
+        n = (length + 2 * padding - size) // stride + 1
+        for tap in range(size):
+            first = max(0, -((tap - padding) // stride))
+            last = min(n, (length - 1 - tap + padding) // stride + 1)
+            start = first * stride + tap - padding
+            yield first, last, slice(start, start + (last - first - 1) * stride + 1, stride)
+
+    @staticmethod
+    def forward(x, size, stride, padding):
+        *lead, channels, length, batch = x.shape  # vmap adds the axis of models in front
+        n = (length + 2 * padding - size) // stride + 1
+        out = x.new_empty(*lead, size, channels, n, batch)
+        for shifted, (first, last, at) in zip(
+            out.unbind(-4), _Windows.get_taps(length, size, stride, padding), strict=True
+        ):
+            for outside in (shifted[..., :first, :], shifted[..., last:, :]):
+                if outside.numel():
+                    outside.zero_()
+            shifted[..., first:last, :].copy_(x[..., at, :])
+        return out.flatten(-4, -3)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, *ctx.geometry = inputs
+        ctx.shape = x.shape
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        grad_x = grad.new_zeros(ctx.shape)
+        taps = grad.unflatten(-3, (ctx.geometry[0], -1)).unbind(-4)
+        for tap, (first, last, at) in zip(taps, _Windows.get_taps(ctx.shape[-2], *ctx.geometry), strict=True):
+            grad_x[..., at, :].add_(tap[..., first:last, :])
+        return grad_x, None, None, None
+
+    @staticmethod
+    def vmap(info, in_dims, x, *geometry):
+        return _Windows.apply(x.movedim(in_dims[0], 0), *geometry), 0
+
+
 class Convolution(nn.Conv1d):
     """``nn.Conv1d`` (dilation and groups 1, zero padding) on tensors (channel, position, example).
 
     The same parameters and results, as one matrix product with shifted copies of the signal, each copied
-    in runs of a whole batch. Under `vmap` it is a batched product; a training step of the CNN takes half
-    the time that it takes with grouped convolutions on the CPU.
+    in runs of a whole batch. Under `vmap` it is a batched product; a training step of the CNN takes a third
+    of the time that it takes with grouped convolutions on the CPU.
     """
 
     def forward(self, x):
-        (size,), (stride,), (padding,) = self.kernel_size, self.stride, self.padding
-        x = F.pad(x, (0, 0, padding, padding))
-        n_out = (x.shape[-2] - size) // stride + 1
-        shifted = torch.cat([x[:, k : k + stride * (n_out - 1) + 1 : stride] for k in range(size)])
-        out = self.weight.transpose(1, 2).flatten(1) @ shifted.flatten(1)  # (out, position * example)
+        windows = _Windows.apply(x, self.kernel_size[0], self.stride[0], self.padding[0])
+        out = self.weight.transpose(1, 2).flatten(1) @ windows.flatten(1)  # (out, window * example)
         if self.bias is not None:
             out = out + self.bias[:, None]
-        return out.unflatten(1, (n_out, -1))
+        return out.unflatten(1, windows.shape[1:])
 
 
 class CNN(nn.Module):
@@ -81,7 +127,7 @@ class CNN(nn.Module):
         h = self.conv1(x.t().unsqueeze(0)).relu()  # (channel, position, example)
         h = self.conv2(h).relu()
         h = self.conv3(h).relu()
-        return self.linear(h.flatten(0, 1).t())
+        return (self.linear.weight @ h.flatten(0, 1) + self.linear.bias[:, None]).t()  # the gradient stays contiguous
 
 
 class _GRUScan(Function):
@@ -102,11 +148,13 @@ class _GRUScan(Function):
         recurrent = torch.empty_like(new)  # what the reset gate multiplies
         hidden = new.new_zeros(len(x) + 1, *new.shape[1:])
         w_gates, w_new = w_hidden.split(2 * size, 1)
-        for t in range(len(x)):
-            gates = reset_update[t].baddbmm_(w_gates, hidden[t]).sigmoid_()
-            torch.baddbmm(b_new, w_new, hidden[t], out=recurrent[t])
-            new[t].addcmul_(gates[:, :size], recurrent[t]).tanh_()
-            torch.lerp(new[t], hidden[t], gates[:, size:], out=hidden[t + 1])
+        before, after = hidden[:-1].unbind(), hidden[1:].unbind()
+        steps = (reset_update, *reset_update.split(size, 2), recurrent, new)
+        for h, h_next, both, reset, update, r, n in zip(before, after, *(t.unbind() for t in steps), strict=True):
+            both.baddbmm_(w_gates, h).sigmoid_()
+            torch.baddbmm(b_new, w_new, h, out=r)
+            n.addcmul_(reset, r).tanh_()
+            torch.lerp(n, h, update, out=h_next)
         return hidden[1:].clone(), hidden, reset_update, new, recurrent
 
     @staticmethod
@@ -129,11 +177,22 @@ class _GRUScan(Function):
         grad_gates = torch.empty_like(factors)
         carried = torch.zeros_like(new[0])  # the gradient that reaches h' from the next step
         transposed = w_hidden.transpose(1, 2)
-        for t in reversed(range(len(x))):
-            torch.add(grad_output[t], carried, out=grad_hidden[t])
-            torch.mul(factors[t], grad_hidden[t].unsqueeze(1), out=grad_gates[t])
-            torch.mul(grad_hidden[t], update[t], out=carried)
-            carried.baddbmm_(transposed, grad_gates[t].flatten(1, 2))
+        steps = (
+            grad_output,
+            update,
+            grad_hidden,
+            grad_hidden.unsqueeze(2),
+            factors,
+            grad_gates,
+            grad_gates.flatten(2, 3),
+        )
+        for grad, u, g, g_gate, factor, gates, gates_flat in reversed(
+            list(zip(*(t.unbind() for t in steps), strict=True))
+        ):
+            torch.add(grad, carried, out=g)
+            torch.mul(factor, g_gate, out=gates)
+            torch.mul(g, u, out=carried)
+            carried.baddbmm_(transposed, gates_flat)
 
         grad_gates = grad_gates.flatten(2, 3)
         grad_w_hidden = (grad_gates @ hidden[:-1].transpose(2, 3)).sum(0)
@@ -224,11 +283,15 @@ class ModelStack:
         return functional_call(self.module, (params, buffers), (x,))
 
     def __call__(self, x):  # (seed, batch, ...) -> (seed, batch, ...)
+        return self.apply(self.params, x)
+
+    def apply(self, params, x):
+        """The outputs of all copies with other parameters, given as `params` is."""
         if len(x) == 1:  # vmap would only cost time
-            params, buffers = ({name: t[0] for name, t in state.items()} for state in (self.params, self.buffers))
-            out = self._call_one(params, buffers, x[0])
+            first, buffers = ({name: t[0] for name, t in state.items()} for state in (params, self.buffers))
+            out = self._call_one(first, buffers, x[0])
             return out.unsqueeze(0) if isinstance(out, torch.Tensor) else [o.unsqueeze(0) for o in out]
-        return self._forward(self.params, self.buffers, x)
+        return self._forward(params, self.buffers, x)
 
     def get_module(self, i):
         """Copy i as a module of its own, its state shared with nothing."""

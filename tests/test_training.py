@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from mnist1d import make_dataset, training
 from mnist1d.models import GRU, MLP, MODELS, Convolution, Logistic, ModelStack, _GRUScan, count_parameters
-from mnist1d.training import early_stopped, sweep, train
+from mnist1d.training import cross_entropy, early_stopped, record_backward, sweep, train
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 SEEDS = [3, 5, 8]
@@ -128,9 +128,56 @@ def test_convolution_equals_torch(kernel, stride, padding, bias):
     ours = Convolution(3, 6, kernel, stride=stride, padding=padding, bias=bias).double()
     theirs = torch.nn.Conv1d(3, 6, kernel, stride=stride, padding=padding, bias=bias).double()
     theirs.load_state_dict(ours.state_dict())
-    x = torch.randn(4, 3, 17, dtype=torch.float64)
-    got = ours(x.permute(1, 2, 0)).permute(2, 0, 1)  # (example, channel, position)
-    torch.testing.assert_close(got, theirs(x))
+    x = torch.randn(4, 3, 17, dtype=torch.float64, requires_grad=True)
+    got, expected = ours(x.permute(1, 2, 0)).permute(2, 0, 1), theirs(x)  # (example, channel, position)
+    torch.testing.assert_close(got, expected)
+    weights = torch.randn_like(expected)
+    gradients = [
+        torch.autograd.grad((y * weights).sum(), [x, *m.parameters()]) for y, m in ((got, ours), (expected, theirs))
+    ]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("n_seeds", [1, 3])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_recording_gives_the_losses_and_gradients_of_autograd_bit_by_bit(name, n_seeds):
+    stack = ModelStack(MODELS[name], SEEDS[:n_seeds])
+    backward = record_backward(lambda params, x, y: cross_entropy(stack.apply(params, x), y))
+    for n in (20, 20, 7):  # recorded, replayed on other numbers, recorded anew for another shape
+        x, y = torch.randn(n_seeds, n, 40), torch.randint(10, (n_seeds, n))
+        losses = backward(stack.params, x, y)
+        gradients = [parameter.grad for parameter in stack.params.values()]
+        expected = cross_entropy(stack(x), y)
+        assert torch.equal(losses, expected)
+        assert not losses.requires_grad
+        for got, plain in zip(gradients, torch.autograd.grad(expected.sum(), stack.params.values()), strict=True):
+            assert got.is_contiguous()
+            assert torch.equal(got, plain)
+
+
+def test_a_recording_replaces_gradients_and_gives_zero_to_what_the_loss_does_not_use():
+    params = {"used": torch.tensor([2.0], requires_grad=True), "unused": torch.ones(3, requires_grad=True)}
+    backward = record_backward(lambda params, x: params["used"] * x)
+    for x in (3.0, 5.0):
+        assert backward(params, torch.tensor(x)) == 2 * x
+        assert params["used"].grad == x
+        assert torch.equal(params["unused"].grad, torch.zeros(3))
+
+
+def test_a_recording_draws_new_random_numbers():
+    backward = record_backward(lambda params, x: F.dropout(params["w"] * x).sum(1))
+    params = {"w": torch.ones(1, 100, requires_grad=True)}
+    torch.manual_seed(0)
+    first, second = (backward(params, torch.ones(1, 100)).item() for _ in range(2))
+    assert first != second
+
+
+def test_the_schedule_multiplies_the_learning_rate(data):
+    options = {"steps": 6, "optimizer": "sgd", "learning_rate": 0.1}
+    scheduled = train(MLP, data, SEEDS, schedule=lambda step: 1.0 if step < 4 else 0.0, **options)
+    shorter = train(MLP, data, SEEDS, **{**options, "steps": 4})
+    for name, value in shorter["model"].params.items():
+        assert torch.equal(scheduled["model"].params[name], value)
 
 
 def test_model_stack_keeps_the_global_seed_and_copies_its_modules():
