@@ -124,7 +124,7 @@ def accuracy(model, x, y, chunk=500):
 
 
 def _simplify(graph):
-    """Drop the calls of a recorded graph that return what they are given, and the copies of weight gradients."""
+    """Drop the calls of a recorded graph that return what they are given, and transposes of weight gradients."""
     aten = torch.ops.aten
 
     def is_transposed(node):
@@ -145,17 +145,16 @@ def _simplify(graph):
         ):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
-        elif node.target is aten.clone.default and is_transposed(node.args[0]):
+        elif is_transposed(node) and node.args[0].target is aten.bmm.default and is_transposed(node.args[0].args[0]):
             # Autograd transposes the gradient of a linear layer's weights; (A' B)' is computed as B' A instead.
-            (transposed, product) = (node.args[0], node.args[0].args[0])
-            if product.target is aten.bmm.default and is_transposed(product.args[0]):
-                with graph.inserting_before(node):
-                    left = graph.call_function(aten.transpose.int, (product.args[1], 1, 2))
-                    result = graph.call_function(aten.bmm.default, (left, product.args[0].args[0]))
-                node.replace_all_uses_with(result)
-                for dead in (node, transposed, product, product.args[0]):
-                    if not dead.users:
-                        graph.erase_node(dead)
+            product = node.args[0]
+            with graph.inserting_before(node):
+                left = graph.call_function(aten.transpose.int, (product.args[1], 1, 2))
+                result = graph.call_function(aten.bmm.default, (left, product.args[0].args[0]))
+            node.replace_all_uses_with(result)
+            for dead in (node, product, product.args[0]):
+                if not dead.users:
+                    graph.erase_node(dead)
 
 
 def record_backward(loss):
@@ -183,7 +182,7 @@ def record_backward(loss):
         values = [value.detach().requires_grad_() for value in values]
         losses = loss(dict(zip(names, values, strict=True)), *batch)
         grads = torch.autograd.grad(losses.sum(), values, materialize_grads=True)
-        return losses.detach(), [grad.contiguous() for grad in grads]
+        return losses.detach(), grads
 
     def backward(params, *batch):
         values = list(params.values())
@@ -195,7 +194,7 @@ def record_backward(loss):
         with torch.no_grad():
             losses, grads = recorded[key](values, *batch)
         for value, grad in zip(values, grads, strict=True):
-            value.grad = grad
+            value.grad = grad.contiguous()  # as the fused optimisers need it
         return losses
 
     return backward
