@@ -7,6 +7,7 @@ processes (:func:`sweep`) and from stacking the seeds of one process (:func:`tra
 import os
 import resource
 import time
+from collections import Counter
 from functools import partial
 
 import joblib
@@ -38,6 +39,9 @@ RUN = {"started": time.perf_counter(), "peak_worker_memory": 0}
 # glibc gives the memory of a freed tensor back to the system and faults it in again at the next step.
 # Workers that keep it train the GRU 1.3 times faster. Elsewhere these variables mean nothing.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
+
+# A recording takes as long as some hundred steps: a training shorter than this is not recorded.
+PLAIN_CALLS = 10
 
 
 def profile():
@@ -158,7 +162,7 @@ def _simplify(graph):
 
 
 def record_backward(loss):
-    """The forward and backward pass of a loss, recorded at the first call and replayed at every later one.
+    """The forward and backward pass of a loss, recorded once and replayed from then on.
 
     On networks of this size much of a step goes to finding out what to compute: modules, `vmap` and autograd
     decide it anew for every batch. A recording is the flat list of operations they arrive at. It gives the same
@@ -174,9 +178,9 @@ def record_backward(loss):
     -------
     callable
         ``backward(params, *batch)`` returns the losses, and leaves the gradient of their sum in every
-        parameter's ``grad``, in place of what was there. Other shapes are recorded anew.
+        parameter's ``grad``, in place of what was there. Each shape of the tensors has its own recording.
     """
-    recorded = {}
+    recorded, calls = {}, Counter()
 
     def run(names, values, *batch):
         values = [value.detach().requires_grad_() for value in values]
@@ -187,12 +191,16 @@ def record_backward(loss):
     def backward(params, *batch):
         values = list(params.values())
         key = tuple((t.shape, t.dtype) for t in (*values, *batch))
-        if key not in recorded:
-            recorded[key] = make_fx(partial(run, list(params)))(values, *batch)
-            _simplify(recorded[key].graph)
-            recorded[key].recompile()
-        with torch.no_grad():
-            losses, grads = recorded[key](values, *batch)
+        calls[key] += 1
+        if calls[key] <= PLAIN_CALLS:
+            losses, grads = run(list(params), values, *batch)
+        else:
+            if key not in recorded:
+                recorded[key] = make_fx(partial(run, list(params)))(values, *batch)
+                _simplify(recorded[key].graph)
+                recorded[key].recompile()
+            with torch.no_grad():
+                losses, grads = recorded[key](values, *batch)
         for value, grad in zip(values, grads, strict=True):
             value.grad = grad.contiguous()  # as the fused optimisers need it
         return losses

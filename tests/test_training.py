@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from mnist1d import make_dataset, training
 from mnist1d.models import GRU, MLP, MODELS, Convolution, Logistic, ModelStack, _GRUScan, count_parameters
-from mnist1d.training import cross_entropy, early_stopped, record_backward, sweep, train
+from mnist1d.training import PLAIN_CALLS, cross_entropy, early_stopped, record_backward, sweep, train
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 SEEDS = [3, 5, 8]
@@ -143,7 +143,8 @@ def test_convolution_equals_torch(kernel, stride, padding, bias):
 def test_a_recording_gives_the_losses_and_gradients_of_autograd_bit_by_bit(name, n_seeds):
     stack = ModelStack(MODELS[name], SEEDS[:n_seeds])
     backward = record_backward(lambda params, x, y: cross_entropy(stack.apply(params, x), y))
-    for n in (20, 20, 7):  # recorded, replayed on other numbers, recorded anew for another shape
+    # Plain calls, a recording, a replay with other numbers; then the same with another shape.
+    for n in [20] * (PLAIN_CALLS + 2) + [7] * (PLAIN_CALLS + 2):
         x, y = torch.randn(n_seeds, n, 40), torch.randint(10, (n_seeds, n))
         losses = backward(stack.params, x, y)
         gradients = [parameter.grad for parameter in stack.params.values()]
@@ -158,8 +159,8 @@ def test_a_recording_gives_the_losses_and_gradients_of_autograd_bit_by_bit(name,
 def test_a_recording_replaces_gradients_and_gives_zero_to_what_the_loss_does_not_use():
     params = {"used": torch.tensor([2.0], requires_grad=True), "unused": torch.ones(3, requires_grad=True)}
     backward = record_backward(lambda params, x: params["used"] * x)
-    for x in (3.0, 5.0):
-        assert backward(params, torch.tensor(x)) == 2 * x
+    for x in range(PLAIN_CALLS + 2):
+        assert backward(params, torch.tensor(float(x))) == 2 * x
         assert params["used"].grad == x
         assert torch.equal(params["unused"].grad, torch.zeros(3))
 
@@ -168,8 +169,8 @@ def test_a_recording_draws_new_random_numbers():
     backward = record_backward(lambda params, x: F.dropout(params["w"] * x).sum(1))
     params = {"w": torch.ones(1, 100, requires_grad=True)}
     torch.manual_seed(0)
-    first, second = (backward(params, torch.ones(1, 100)).item() for _ in range(2))
-    assert first != second
+    losses = [backward(params, torch.ones(1, 100)).item() for _ in range(PLAIN_CALLS + 3)]
+    assert losses[-1] != losses[-2]
 
 
 def test_the_schedule_multiplies_the_learning_rate(data):
