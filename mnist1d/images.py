@@ -118,13 +118,13 @@ def _fetch(files, mirrors, seconds):
 
 
 def _read_npz(path, shape):
-    """A dataset from a file that somebody put there, read once a process."""
-    return dict(_read_checked(path, shape, path.stat().st_mtime_ns))
+    """A dataset from a file that somebody put there, read and checked once a process."""
+    return {key: array.copy() for key, array in _read_checked(path, shape, path.stat().st_mtime_ns).items()}
 
 
 @functools.lru_cache(maxsize=2)
 def _read_checked(path, shape, _):
-    """The arrays of a file, read-only: whatever wrote it, they are checked."""
+    """The arrays of a file as it was at one time: whatever wrote it, they are checked."""
     try:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             data = {key: file[key] for key in KEYS}
@@ -143,8 +143,6 @@ def _read_checked(path, shape, _):
                 f"must be uint8 images {shape} and as many labels from 0 to 9"
             )
         data[f"y_{split}"] = y.astype(np.int64)
-    for array in data.values():
-        array.flags.writeable = False
     return data
 
 
