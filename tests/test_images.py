@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import http.server
 import io
+import os
 import subprocess
 import sys
 import tarfile
@@ -133,6 +134,19 @@ def test_the_folder_comes_first_and_its_labels_become_int64(files, tiny, make_mi
     np.savez(tmp_path / "mnist.npz", **tiny)
     assert_equal(images.load_mnist(), tiny)
     assert mirror.asked == []
+
+
+def test_a_file_that_changes_is_read_again_and_an_array_that_changes_is_nobody_elses(tiny, monkeypatch, tmp_path):
+    monkeypatch.setenv("MNIST1D_DATA", str(tmp_path))
+    path = tmp_path / "mnist.npz"
+    np.savez(path, **tiny)
+    images.load_mnist()["x_train"][:] = 0
+    assert_equal(images.load_mnist(), tiny)
+    changed = {**tiny, "y_test": 9 - tiny["y_test"]}
+    before = path.stat().st_mtime_ns
+    np.savez(path, **changed)
+    os.utime(path, ns=(before + 1, before + 1))  # a coarse clock might not tell the two apart
+    assert_equal(images.load_mnist(), changed)
 
 
 @pytest.mark.parametrize(
