@@ -128,6 +128,8 @@ def run_notebook(slug, root, profile, limit, bar):
         "MNIST1D_OUTPUT": str(work),
         "TQDM_DISABLE": "1",
         "PYTHONHASHSEED": "0",
+        # joblib restarts a worker that keeps much memory, and warns of it with a path of this machine.
+        "PYTHONWARNINGS": "ignore:A worker stopped while some jobs:UserWarning",
         **({"JOBS": "1", "OMP_NUM_THREADS": "1"} if profile == "smoke" else {}),
     }
     try:
