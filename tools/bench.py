@@ -154,10 +154,10 @@ def bench_metalearning(steps):
     runs = notebook["draw_runs"]([0], steps)
     pairs = [(measure("meta_gradient_plainly", runs), measure("meta_gradient", runs)) for _ in range(3)]
     plain, ours = np.median(pairs, axis=0)
-    whole = measure("meta_gradient", notebook["draw_runs"]([0], notebook["INNER_STEPS"]))
+    inner = notebook["INNER_STEPS"]
+    whole = measure("meta_gradient", notebook["draw_runs"]([0], inner))
     print(f"\nmeta-gradient through {steps} inner steps, seconds")
     print(f"directly {plain:.2f}, by table {ours:.4f}, ratio {plain / ours:.0f}x")
-    inner = notebook["INNER_STEPS"]
     projected = plain * inner / steps  # run directly it would hold some 14 GB
     print(f"through {inner}: directly {projected:.1f} (projected), by table {whole:.3f}, {projected / whole:.0f}x")
 
