@@ -4,18 +4,18 @@ On the CPU one thread a process is fastest for networks of this size, so paralle
 processes (:func:`sweep`) and from stacking the seeds of one process (:func:`train`).
 """
 
+import operator
 import os
 import resource
 import time
-from collections import Counter
-from functools import partial
 
 import joblib
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 from tqdm.auto import tqdm
 
 from mnist1d.models import ModelStack
@@ -40,8 +40,7 @@ RUN = {"started": time.perf_counter(), "peak_worker_memory": 0}
 # Workers that keep it train the GRU 1.3 times faster. Elsewhere these variables mean nothing.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
 
-# A recording takes as long as some hundred steps: trainings of a few steps do without.
-PLAIN_CALLS = 10
+aten = torch.ops.aten
 
 
 def profile():
@@ -127,38 +126,101 @@ def accuracy(model, x, y, chunk=500):
     return 100.0 * correct.double() / y.shape[1]
 
 
-def _simplify(graph):
-    """Drop the calls of a recorded graph that return what they are given, and transposes of weight gradients."""
-    aten = torch.ops.aten
+class _Recorder(TorchDispatchMode):
+    """Write every operation that runs, below vmap and autograd, into a graph."""
+
+    def __init__(self, inputs):
+        super().__init__()
+        self.constants, self.graph = torch.nn.Module(), torch.fx.Graph()
+        # By the id of a tensor: itself, so that no other takes its id, and the node that makes it.
+        self.known = {id(t): (t, self.graph.placeholder(f"input_{i}")) for i, t in enumerate(inputs)}
+
+    def get_node(self, tensor):
+        if id(tensor) not in self.known:  # it was there before: a constant
+            name = f"constant_{len(self.known)}"
+            self.constants.register_buffer(name, tensor)
+            self.known[id(tensor)] = tensor, self.graph.get_attr(name)
+        return self.known[id(tensor)][1]
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        same = function in (aten.view.default, aten._unsafe_view.default, aten.expand.default)
+        if function is aten.detach.default or (same and _get_layout(out) == _get_layout(args[0])):
+            self.known[id(out)] = out, self.get_node(args[0])
+            return out
+        node = self.graph.call_function(function, *tree_map_only(torch.Tensor, self.get_node, (args, kwargs or {})))
+        made = {node: out}
+        if isinstance(out, (tuple, list)):
+            made = {self.graph.call_function(operator.getitem, (node, i)): part for i, part in enumerate(out)}
+        for node, tensor in made.items():
+            if isinstance(tensor, torch.Tensor):
+                self.known[id(tensor)] = tensor, node
+            elif tensor is not None:
+                raise RuntimeError(f"{function} reads the value {tensor}: a recorded loss must not depend on values")
+        return out
+
+    def finish(self, outputs):
+        """The recording as a module that returns `outputs`, tensors of the recorded run."""
+        self.graph.output(tuple(map(self.get_node, outputs)))
+        for tensor, node in self.known.values():
+            node.meta.setdefault("tensor", tensor)
+        _transpose_products(self.graph)
+        _overwrite(self.graph)
+        for node in self.graph.nodes:
+            node.meta.clear()  # the tensors of the recorded run
+        return torch.fx.GraphModule(self.constants, self.graph)
+
+
+def _get_layout(tensor):
+    return tensor.shape, tensor.stride()
+
+
+def _transpose_products(graph):
+    """Compute (A' B)', as which autograd finds the gradient of a linear layer's weights, as B' A."""
 
     def is_transposed(node):
         return node.target is aten.transpose.int and node.args[1:] == (1, 2)
 
-    def get_layout(node):
-        meta = node.meta.get("tensor_meta")
-        return meta and (meta.shape, meta.stride)
-
     for node in graph.nodes:
-        if node.op != "call_function" or not node.args or not isinstance(node.args[0], torch.fx.Node):
-            continue
-        reshaped = node.target in (aten.view.default, aten._unsafe_view.default, aten.expand.default)
-        if (
-            node.target is aten.detach.default
-            or (node.target is aten.mul.Scalar and node.args[1] == 1)
-            or (reshaped and get_layout(node) and get_layout(node) == get_layout(node.args[0]))
-        ):
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
-        elif is_transposed(node) and node.args[0].target is aten.bmm.default and is_transposed(node.args[0].args[0]):
-            # Autograd transposes the gradient of a linear layer's weights; (A' B)' is computed as B' A instead.
+        if is_transposed(node) and node.args[0].target is aten.bmm.default and is_transposed(node.args[0].args[0]):
             product = node.args[0]
             with graph.inserting_before(node):
                 left = graph.call_function(aten.transpose.int, (product.args[1], 1, 2))
                 result = graph.call_function(aten.bmm.default, (left, product.args[0].args[0]))
+            left.meta, result.meta = product.args[1].meta, node.meta
             node.replace_all_uses_with(result)
             for dead in (node, product, product.args[0]):
                 if not dead.users:
                     graph.erase_node(dead)
+
+
+def _overwrite(graph):
+    """Let elementwise operations write over an argument that nothing needs any more, while it is in the cache."""
+    variants = {
+        aten.add.Tensor: aten.add.out,
+        aten.mul.Tensor: aten.mul.out,
+        aten.relu.default: aten.relu_.default,
+        aten.threshold_backward.default: aten.threshold_backward.grad_input,
+    }
+
+    def get_storage(node):
+        return node.meta["tensor"].untyped_storage().data_ptr()
+
+    last_use, given = {}, set()  # storages
+    for node in graph.nodes:
+        last_use |= {get_storage(n): node for n in (node, *node.all_input_nodes) if "tensor" in n.meta}
+        if node.op in ("placeholder", "get_attr"):
+            given.add(get_storage(node))
+    for node in graph.nodes:
+        for arg in node.all_input_nodes if node.target in variants else ():
+            tensor = arg.meta["tensor"]
+            whole = tensor.numel() * tensor.itemsize == tensor.untyped_storage().nbytes()
+            free = last_use[get_storage(arg)] is node and get_storage(arg) not in given
+            if whole and free and _get_layout(tensor) == _get_layout(node.meta["tensor"]):
+                node.target = variants[node.target]
+                if node.target._schema.arguments[-1].kwarg_only:
+                    node.kwargs = {node.target._schema.arguments[-1].name: arg}
+                break
 
 
 def record_backward(loss):
@@ -166,7 +228,7 @@ def record_backward(loss):
 
     On networks of this size much of a step goes to finding out what to compute: modules, `vmap` and autograd
     decide it anew for every batch. A recording is the flat list of operations they arrive at. On a CPU it gives
-    the same numbers, bit by bit, in two thirds of the time for a stack of five MLPs. The first calls run plainly.
+    the same numbers, bit by bit, in two thirds of the time for a stack of five MLPs.
 
     Parameters
     ----------
@@ -179,28 +241,30 @@ def record_backward(loss):
     callable
         ``backward(params, *batch)`` returns the losses, and leaves the gradient of their sum in every
         parameter's ``grad``, in place of what was there. Each shape of the tensors has its own recording.
+
+    Raises
+    ------
+    RuntimeError
+        By ``backward``, if the loss reads the value of a tensor.
     """
-    recorded, calls = {}, Counter()
+    recorded = {}
 
     def run(names, values, *batch):
         values = [value.detach().requires_grad_() for value in values]
         losses = loss(dict(zip(names, values, strict=True)), *batch)
-        grads = torch.autograd.grad(losses.sum(), values, materialize_grads=True)
-        return losses.detach(), grads
+        grads = torch.autograd.grad(losses, values, torch.ones_like(losses), materialize_grads=True)
+        return losses.detach(), *grads
 
     def backward(params, *batch):
         values = list(params.values())
         key = tuple((t.shape, t.dtype) for t in (*values, *batch))
-        calls[key] += 1
-        if calls[key] <= PLAIN_CALLS:
-            losses, grads = run(list(params), values, *batch)
+        if key not in recorded:
+            with _Recorder((*values, *batch)) as recorder:
+                losses, *grads = run(list(params), values, *batch)
+            recorded[key] = recorder.finish((losses, *grads))
         else:
-            if key not in recorded:
-                recorded[key] = make_fx(partial(run, list(params)))(values, *batch)
-                _simplify(recorded[key].graph)
-                recorded[key].recompile()
             with torch.no_grad():
-                losses, grads = recorded[key](values, *batch)
+                losses, *grads = recorded[key](*values, *batch)
         for value, grad in zip(values, grads, strict=True):
             value.grad = grad.contiguous()  # as the fused optimisers need it
         return losses
