@@ -8,6 +8,7 @@ import operator
 import os
 import resource
 import time
+import warnings
 
 import joblib
 import numpy as np
@@ -172,7 +173,7 @@ class _Recorder(TorchDispatchMode):
 
 
 def _get_layout(tensor):
-    return tensor.shape, tensor.stride()
+    return tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _transpose_products(graph):
@@ -490,8 +491,11 @@ def sweep(run, variants, seeds, *, chunk=None, desc="sweep"):
     collected = {name: [] for name in variants}
     for name, value in KEEP_MEMORY.items():
         os.environ.setdefault(name, value)
-    results = joblib.Parallel(n_jobs=jobs, return_as="generator")(calls)
-    for (name, _), (result, memory) in zip(tasks, tqdm(results, total=len(tasks), desc=desc), strict=True):
-        collected[name].append(result)
-        RUN["peak_worker_memory"] = max(RUN["peak_worker_memory"], memory)
+    with warnings.catch_warnings():
+        # joblib restarts a worker that keeps much memory, and loses nothing by it.
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
+        results = joblib.Parallel(n_jobs=jobs, return_as="generator")(calls)
+        for (name, _), (result, memory) in zip(tasks, tqdm(results, total=len(tasks), desc=desc), strict=True):
+            collected[name].append(result)
+            RUN["peak_worker_memory"] = max(RUN["peak_worker_memory"], memory)
     return {name: _concatenate(parts) for name, parts in collected.items()}

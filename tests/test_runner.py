@@ -105,14 +105,23 @@ def test_smoke_runs_write_elsewhere(checkout):
     assert not (checkout / "figures").exists() and (checkout / "build" / "smoke" / "tsne.json").exists()
 
 
-def test_smoke_notebooks_run_side_by_side(checkout, monkeypatch, capsys):
+@pytest.mark.parametrize("profile", ["smoke", "paper"])
+def test_notebooks_run_side_by_side(checkout, monkeypatch, profile):
     monkeypatch.setenv("JOBS", "2")
     meet = "import pathlib, time\npathlib.Path('{}').touch()\nwhile not pathlib.Path('{}').exists(): time.sleep(0.1)"
     write_notebook(checkout, ["x = 1", meet.format("one", "other"), SAVE])
     save = "from mnist1d.claims import save_results\nsave_results('quickstart', seeds=[0], numbers={}, verdicts=[])"
     write_notebook(checkout, [meet.format("other", "one"), save], "quickstart")
-    assert run(checkout, "--profile", "smoke", "--limit", "60") == 0
-    assert sorted(path.stem for path in (checkout / "build" / "smoke").glob("*.json")) == ["quickstart", "tsne"]
+    assert run(checkout, "--profile", profile, "--limit", "60") == 0
+    target = checkout / ("figures" if profile == "paper" else "build/smoke")
+    results = {path.stem: json.loads(path.read_text()) for path in target.glob("*.json")}
+    assert {slug: r["jobs"] for slug, r in results.items()} == {"quickstart": 1, "tsne": 1}
+
+
+def test_a_notebook_alone_has_all_cores(checkout, monkeypatch):
+    monkeypatch.setenv("JOBS", "3")
+    assert run(checkout) == 0
+    assert json.loads((checkout / "figures" / "tsne.json").read_text())["jobs"] == 3
 
 
 @pytest.mark.parametrize(
@@ -158,7 +167,7 @@ def test_a_kernel_that_starts_after_an_interrupt_does_no_work(checkout, monkeypa
     run_notebooks.STOP.set()
     write_notebook(checkout, ["import pathlib; pathlib.Path('started').touch()"])
     with pytest.raises(run_notebooks.RunError, match="interrupted"):
-        run_notebooks.run_notebook("tsne", checkout, "paper", 60, None)
+        run_notebooks.run_notebook("tsne", checkout, "paper", 60, 1, None)
     assert not (checkout / "notebooks" / "started").exists() and not run_notebooks.RUNNING
 
 

@@ -1,7 +1,7 @@
 """Run notebooks headless and publish what each complete run made.
 
-In the paper profile they run one after the other, so that each has all cores and its time means something;
-in the smoke profile one on each core.
+They run side by side, one on each core, so that no core waits while another ends a sweep, starts a kernel
+or draws a figure; a notebook that runs alone has all cores.
 
 A notebook is stale when its results file is missing, damaged, or was made by other code. A run works
 in `build/run/<slug>`; only a complete one moves its files to `figures/` and its outputs into the
@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import fcntl
 import json
+import math
 import os
 import shutil
 import signal
@@ -30,7 +31,7 @@ from tqdm import tqdm
 from traitlets.config import Config
 
 from mnist1d.claims import code_digest
-from mnist1d.training import get_jobs
+from mnist1d.training import KEEP_MEMORY, get_jobs
 from mnist1d.utils import open_for_rename
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,6 +55,12 @@ def read_results(path):
     except (OSError, ValueError):
         return None
     return results if isinstance(results, dict) else None
+
+
+def read_seconds(slug, root):
+    """How long a notebook ran when its results were made; a notebook without results may be long."""
+    seconds = (read_results(root / "figures" / f"{slug}.json") or {}).get("seconds")
+    return seconds if isinstance(seconds, int | float) else math.inf
 
 
 def is_stale(slug, root):
@@ -103,8 +110,8 @@ def execute(notebook, folder, limit, environment, bar):
             RUNNING.discard(client)
 
 
-def run_notebook(slug, root, profile, limit, bar):
-    """Run one notebook and publish its files.
+def run_notebook(slug, root, profile, limit, jobs, bar):
+    """Run one notebook on some cores and publish its files.
 
     Returns
     -------
@@ -128,9 +135,9 @@ def run_notebook(slug, root, profile, limit, bar):
         "MNIST1D_OUTPUT": str(work),
         "TQDM_DISABLE": "1",
         "PYTHONHASHSEED": "0",
-        # joblib restarts a worker that keeps much memory, and warns of it with a path of this machine.
-        "PYTHONWARNINGS": "ignore:A worker stopped while some jobs:UserWarning",
-        **({"JOBS": "1", "OMP_NUM_THREADS": "1"} if profile == "smoke" else {}),
+        "JOBS": str(jobs),
+        "OMP_NUM_THREADS": "1",
+        **KEEP_MEMORY,
     }
     try:
         execute(notebook, path.parent, limit, environment, bar)
@@ -166,17 +173,17 @@ def run_all(slugs, root, profile, limit):
     def work(slug):
         print(f"[{slugs.index(slug) + 1}/{len(slugs)}] {slug}", flush=True)
         try:
-            return run_notebook(slug, root, profile, limit, bar)
+            return run_notebook(slug, root, profile, limit, get_jobs() // workers, bar)
         except (RunError, OSError) as error:
             return f"FAILED: {error}"
 
     rows = []
     STOP.clear()
-    workers = get_jobs() if profile == "smoke" else 1
+    workers = max(1, min(get_jobs(), len(slugs)))
     cells = {slug: nbformat.read(root / "notebooks" / f"{slug}.ipynb", as_version=4).cells for slug in slugs}
     code = {slug: [cell.source for cell in cells[slug] if cell.cell_type == "code"] for slug in slugs}
-    if workers > 1:  # the longest first, so that the last ones end together
-        slugs = sorted(slugs, key=lambda slug: -len("".join(code[slug])))
+    # The longest first, so that the last ones end together.
+    slugs = sorted(slugs, key=lambda slug: (-read_seconds(slug, root), -len("".join(code[slug]))))
     total = sum(map(len, code.values()))
     # In the main thread nbclient would take over SIGINT, and stop in an unspecified state.
     with tqdm(desc="cells", total=total, disable=None, leave=False) as bar, ThreadPoolExecutor(workers) as pool:
