@@ -171,7 +171,7 @@ def run_all(slugs, root, profile, limit):
     """Run notebooks; for each that ended its results, or what became of it as text."""
 
     def work(slug):
-        print(f"[{slugs.index(slug) + 1}/{len(slugs)}] {slug}", flush=True)
+        print(f"[{slugs.index(slug) + 1}/{len(slugs)}] {slug}\n", end="", flush=True)  # whole, beside other threads
         try:
             return run_notebook(slug, root, profile, limit, get_jobs() // workers, bar)
         except (RunError, OSError) as error:
