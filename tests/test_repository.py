@@ -77,6 +77,7 @@ def test_notebook_keeps_the_skeleton(slug):
     )
     for forbidden in ("sys.path", "drive.mount", "except:", "TAKEAWAYS", "READING", "MINUTES", "TODO"):
         assert forbidden not in "\n".join(source for _, source, _ in cells)
+    assert run_notebooks.WIDGET not in (ROOT / "notebooks" / f"{slug}.ipynb").read_text()
 
 
 @pytest.mark.parametrize("slug", SLUGS)

@@ -32,7 +32,7 @@ def checkout(tmp_path):
     """A checkout of one quick notebook, `tsne`, and this package."""
     shutil.copytree(ROOT / "mnist1d", tmp_path / "mnist1d", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "notebooks").mkdir()
-    write_notebook(tmp_path, ["x = 1", SAVE])
+    write_notebook(tmp_path, ["from tqdm.auto import tqdm\nx = [1 for _ in tqdm(range(1))][0]", SAVE])
     return tmp_path
 
 
@@ -92,6 +92,7 @@ def test_a_complete_run_publishes_and_is_not_repeated(checkout, capsys):
     assert "1 of 2" in capsys.readouterr().out
     executed = nbformat.read(checkout / "notebooks" / "tsne.ipynb", 4)
     assert executed.cells[1].outputs and "execution" not in executed.cells[0].metadata
+    assert not executed.cells[0].outputs  # a progress bar says nothing after the run
     before = published(checkout)
     assert run(checkout) == 0 and "up to date" in capsys.readouterr().out
     assert published(checkout) == before

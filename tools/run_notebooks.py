@@ -36,6 +36,8 @@ from mnist1d.utils import open_for_rename
 
 ROOT = Path(__file__).resolve().parent.parent
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
 RUNNING = set()  # the clients whose kernels have started
 STOP = threading.Event()  # set by an interrupt: no other kernel may start working
 
@@ -155,6 +157,9 @@ def run_notebook(slug, root, profile, limit, jobs, bar):
         raise RunError(f"{reason}; see {failed.relative_to(root)}") from error
 
     notebook.metadata = nbformat.from_dict(metadata)
+    for cell in notebook.cells:
+        if "outputs" in cell:  # a progress bar is dead when its kernel is
+            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
     target = root / ("figures" if profile == "paper" else "build/smoke")
     target.mkdir(parents=True, exist_ok=True)
     executed = path if profile == "paper" else target / path.name
