@@ -219,8 +219,9 @@ def _overwrite(graph):
             free = last_use[get_storage(arg)] is node and get_storage(arg) not in given
             if whole and free and _get_layout(tensor) == _get_layout(node.meta["tensor"]):
                 node.target = variants[node.target]
-                if node.target._schema.arguments[-1].kwarg_only:
-                    node.kwargs = {node.target._schema.arguments[-1].name: arg}
+                destination = node.target._schema.arguments[-1]
+                if destination.kwarg_only:
+                    node.kwargs = {**node.kwargs, destination.name: arg}
                 break
 
 

@@ -179,7 +179,8 @@ def test_a_recording_writes_over_nothing_that_is_read_later():
         h = params["w"] * x  # read again below, by relu's gradient, and through a view
         a = h.relu() + h
         b = (a > 0) * (a + given) * a[:, :1]  # the mask is no place for a number
-        return (b.relu() * h.transpose(1, 2).transpose(1, 2) + x).sum((1, 2))
+        c = b.relu() * h.transpose(1, 2).transpose(1, 2)
+        return torch.add(c, x, alpha=3).sum((1, 2))
 
     backward = record_backward(loss)
     params, before = {"w": torch.randn(1, 3, 4, requires_grad=True)}, given.clone()
