@@ -185,11 +185,9 @@ def run_all(slugs, root, profile, limit):
     rows = []
     STOP.clear()
     workers = max(1, min(get_jobs(), len(slugs)))
-    cells = {slug: nbformat.read(root / "notebooks" / f"{slug}.ipynb", as_version=4).cells for slug in slugs}
-    code = {slug: [cell.source for cell in cells[slug] if cell.cell_type == "code"] for slug in slugs}
-    # The longest first, so that the last ones end together.
-    slugs = sorted(slugs, key=lambda slug: (-read_seconds(slug, root), -len("".join(code[slug]))))
-    total = sum(map(len, code.values()))
+    slugs = sorted(slugs, key=lambda slug: read_seconds(slug, root), reverse=True)  # so that the last ones end together
+    notebooks = [nbformat.read(root / "notebooks" / f"{slug}.ipynb", as_version=4) for slug in slugs]
+    total = sum(cell.cell_type == "code" for notebook in notebooks for cell in notebook.cells)
     # In the main thread nbclient would take over SIGINT, and stop in an unspecified state.
     with tqdm(desc="cells", total=total, disable=None, leave=False) as bar, ThreadPoolExecutor(workers) as pool:
         futures = {slug: pool.submit(work, slug) for slug in slugs}
