@@ -351,7 +351,7 @@ def code_digest(slug, root):
     root = Path(root)
     cells = json.loads((root / "notebooks" / f"{slug}.ipynb").read_text())["cells"]
     sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    modules = ["transform", "data", "models", "training"]
+    modules = ["transform", "data", "models", "recording", "training"]
     if any("mnist1d.images" in source for source in sources):
         modules.append("images")
     sources += [(root / "mnist1d" / f"{module}.py").read_text() for module in modules]

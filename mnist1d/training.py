@@ -4,7 +4,6 @@ On the CPU one thread a process is fastest for networks of this size, so paralle
 processes (:func:`sweep`) and from stacking the seeds of one process (:func:`train`).
 """
 
-import operator
 import os
 import resource
 import time
@@ -15,11 +14,10 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 from tqdm.auto import tqdm
 
 from mnist1d.models import ModelStack
+from mnist1d.recording import record_backward
 
 __all__ = [
     "accuracy",
@@ -27,7 +25,6 @@ __all__ = [
     "early_stopped",
     "get_device",
     "profile",
-    "record_backward",
     "split_tensors",
     "sweep",
     "train",
@@ -40,8 +37,6 @@ RUN = {"started": time.perf_counter(), "peak_worker_memory": 0}
 # glibc gives the memory of a freed tensor back to the system and faults it in again at the next step.
 # Workers that keep it train the GRU 1.3 times faster. Elsewhere these variables mean nothing.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
-
-aten = torch.ops.aten
 
 
 def profile():
@@ -125,153 +120,6 @@ def accuracy(model, x, y, chunk=500):
     parts = zip(x.split(chunk, 1), y.split(chunk, 1), strict=True)
     correct = sum((model(xs).argmax(-1) == ys).sum(1) for xs, ys in parts)
     return 100.0 * correct.double() / y.shape[1]
-
-
-class _Recorder(TorchDispatchMode):
-    """Write every operation that runs, below vmap and autograd, into a graph."""
-
-    def __init__(self, inputs):
-        super().__init__()
-        self.constants, self.graph = torch.nn.Module(), torch.fx.Graph()
-        # By the id of a tensor: itself, so that no other takes its id, and the node that makes it.
-        self.known = {id(t): (t, self.graph.placeholder(f"input_{i}")) for i, t in enumerate(inputs)}
-
-    def get_node(self, tensor):
-        if id(tensor) not in self.known:  # it was there before: a constant
-            name = f"constant_{len(self.known)}"
-            self.constants.register_buffer(name, tensor)
-            self.known[id(tensor)] = tensor, self.graph.get_attr(name)
-        return self.known[id(tensor)][1]
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        same = function in (aten.view.default, aten._unsafe_view.default, aten.expand.default)
-        if function is aten.detach.default or (same and _get_layout(out) == _get_layout(args[0])):
-            self.known[id(out)] = out, self.get_node(args[0])
-            return out
-        node = self.graph.call_function(function, *tree_map_only(torch.Tensor, self.get_node, (args, kwargs or {})))
-        made = {node: out}
-        if isinstance(out, (tuple, list)):
-            made = {self.graph.call_function(operator.getitem, (node, i)): part for i, part in enumerate(out)}
-        for node, tensor in made.items():
-            if isinstance(tensor, torch.Tensor):
-                self.known[id(tensor)] = tensor, node
-            elif tensor is not None:
-                raise RuntimeError(f"{function} reads the value {tensor}: a recorded loss must not depend on values")
-        return out
-
-    def finish(self, outputs):
-        """The recording as a module that returns `outputs`, tensors of the recorded run."""
-        self.graph.output(tuple(map(self.get_node, outputs)))
-        for tensor, node in self.known.values():
-            node.meta.setdefault("tensor", tensor)
-        _transpose_products(self.graph)
-        _overwrite(self.graph)
-        for node in self.graph.nodes:
-            node.meta.clear()  # the tensors of the recorded run
-        return torch.fx.GraphModule(self.constants, self.graph)
-
-
-def _get_layout(tensor):
-    return tensor.dtype, tensor.shape, tensor.stride()
-
-
-def _transpose_products(graph):
-    """Compute (A' B)', as which autograd finds the gradient of a linear layer's weights, as B' A."""
-
-    def is_transposed(node):
-        return node.target is aten.transpose.int and node.args[1:] == (1, 2)
-
-    for node in graph.nodes:
-        if is_transposed(node) and node.args[0].target is aten.bmm.default and is_transposed(node.args[0].args[0]):
-            product = node.args[0]
-            with graph.inserting_before(node):
-                left = graph.call_function(aten.transpose.int, (product.args[1], 1, 2))
-                result = graph.call_function(aten.bmm.default, (left, product.args[0].args[0]))
-            left.meta, result.meta = product.args[1].meta, node.meta
-            node.replace_all_uses_with(result)
-            for dead in (node, product, product.args[0]):
-                if not dead.users:
-                    graph.erase_node(dead)
-
-
-def _overwrite(graph):
-    """Let elementwise operations write over an argument that nothing needs any more, while it is in the cache."""
-    variants = {
-        aten.add.Tensor: aten.add.out,
-        aten.mul.Tensor: aten.mul.out,
-        aten.relu.default: aten.relu_.default,
-        aten.threshold_backward.default: aten.threshold_backward.grad_input,
-    }
-
-    def get_storage(node):
-        return node.meta["tensor"].untyped_storage().data_ptr()
-
-    last_use, given = {}, set()  # storages
-    for node in graph.nodes:
-        last_use |= {get_storage(n): node for n in (node, *node.all_input_nodes) if "tensor" in n.meta}
-        if node.op in ("placeholder", "get_attr"):
-            given.add(get_storage(node))
-    for node in graph.nodes:
-        for arg in node.all_input_nodes if node.target in variants else ():
-            tensor = arg.meta["tensor"]
-            whole = tensor.numel() * tensor.itemsize == tensor.untyped_storage().nbytes()
-            free = last_use[get_storage(arg)] is node and get_storage(arg) not in given
-            if whole and free and _get_layout(tensor) == _get_layout(node.meta["tensor"]):
-                node.target = variants[node.target]
-                destination = node.target._schema.arguments[-1]
-                if destination.kwarg_only:
-                    node.kwargs = {**node.kwargs, destination.name: arg}
-                break
-
-
-def record_backward(loss):
-    """The forward and backward pass of a loss, recorded once and replayed from then on.
-
-    On networks of this size much of a step goes to finding out what to compute: modules, `vmap` and autograd
-    decide it anew for every batch. A recording is the flat list of operations they arrive at. On a CPU it gives
-    the same numbers, bit by bit, in two thirds of the time for a stack of five MLPs.
-
-    Parameters
-    ----------
-    loss : callable
-        ``loss(params, *batch)`` returns losses (seed,). `params` is a dict of tensors and `batch` are tensors; what
-        else it reads must not be replaced between calls, and it must not branch on values.
-
-    Returns
-    -------
-    callable
-        ``backward(params, *batch)`` returns the losses, and leaves the gradient of their sum in every
-        parameter's ``grad``, in place of what was there. Each shape of the tensors has its own recording.
-
-    Raises
-    ------
-    RuntimeError
-        By ``backward``, if the loss reads the value of a tensor.
-    """
-    recorded = {}
-
-    def run(names, values, *batch):
-        values = [value.detach().requires_grad_() for value in values]
-        losses = loss(dict(zip(names, values, strict=True)), *batch)
-        grads = torch.autograd.grad(losses, values, torch.ones_like(losses), materialize_grads=True)
-        return losses.detach(), *grads
-
-    def backward(params, *batch):
-        values = list(params.values())
-        key = tuple((t.shape, t.dtype) for t in (*values, *batch))
-        if key not in recorded:
-            with _Recorder((*values, *batch)) as recorder:
-                losses, *grads = run(list(params), values, *batch)
-            recorded[key] = recorder.finish((losses, *grads))
-        else:
-            with torch.no_grad():
-                losses, *grads = recorded[key](*values, *batch)
-        for value, grad in zip(values, grads, strict=True):
-            value.grad = grad.contiguous()  # as the fused optimisers need it
-        return losses
-
-    return backward
 
 
 def _batches(order, n, batch_size, steps, seeds, device):
