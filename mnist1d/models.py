@@ -1,4 +1,4 @@
-"""The four models of Table 1, and two layers that stay fast when many models are trained together.
+"""The four models of Table 1, and layers that stay fast when small models, or many, are trained on a CPU.
 
 Every module here is an ordinary ``torch.nn.Module`` on inputs (batch, length). :class:`ModelStack`
 turns any such module into many copies with different seeds that run as one.
@@ -12,7 +12,17 @@ from torch.autograd import Function
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
 
-__all__ = ["CNN", "GRU", "MLP", "MODELS", "Convolution", "Logistic", "ModelStack", "count_parameters"]
+__all__ = [
+    "CNN",
+    "GRU",
+    "MLP",
+    "MODELS",
+    "Convolution",
+    "Convolution2d",
+    "Logistic",
+    "ModelStack",
+    "count_parameters",
+]
 
 
 def count_parameters(model):
@@ -111,6 +121,82 @@ class Convolution(nn.Conv1d):
         return out.unflatten(1, windows.shape[1:])
 
 
+class _RowConvolution(Function):
+    """A convolution over tensors (row, channel, column, example), without its bias.
+
+    Only the columns of a window are copied. Its rows lie one after the other in memory already, so that the
+    windows of one row of outputs are a matrix, and those of the next row the same matrix some rows further down.
+    """
+
+    @staticmethod
+    def get_windows(columns, size, stride):
+        """One matrix (row * tap * channel, column * example) for every row of outputs, where they lie."""
+        rows, height, width = columns.shape
+        n = (rows - size) // stride + 1
+        return columns.as_strided((n, size * height, width), (stride * height * width, width, 1))
+
+    @staticmethod
+    def forward(x, weight, stride, padding):
+        rows, channels, length, batch = x.shape
+        size = weight.shape[-1]
+        n = (length + 2 * padding - size) // stride + 1
+        columns = x.new_zeros(rows + 2 * padding, size, channels, n, batch)
+        inside = columns.narrow(0, padding, rows).unbind(1)
+        for tap, (first, last, at) in zip(inside, _Windows.get_taps(length, size, stride, padding), strict=True):
+            tap[:, :, first:last].copy_(x[:, :, at])
+        columns = columns.flatten(1, 2).flatten(2)
+        windows = _RowConvolution.get_windows(columns, weight.shape[-2], stride)
+        matrix = weight.permute(0, 2, 3, 1).flatten(1).expand(len(windows), -1, -1)
+        return (matrix @ windows).unflatten(2, (n, batch)), columns
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, weight, *ctx.geometry = inputs
+        ctx.shape = x.shape
+        ctx.save_for_backward(weight, output[1])
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad, _):
+        weight, columns = ctx.saved_tensors
+        (stride, padding), (rows, _, length, _) = ctx.geometry, ctx.shape
+        n_rows, n, (size_rows, size) = len(grad), grad.shape[2], weight.shape[2:]
+        grad = grad.flatten(2)  # (row, out, column * example)
+        windows = _RowConvolution.get_windows(columns, size_rows, stride)
+        grad_weight = (grad @ windows.transpose(1, 2)).sum(0).unflatten(1, (size_rows, size, -1)).permute(0, 3, 1, 2)
+        if not ctx.needs_input_grad[0]:
+            return None, grad_weight, None, None
+        grad_columns = torch.zeros_like(columns)
+        for row, matrix in enumerate(weight.permute(2, 3, 1, 0).flatten(1, 2)):  # (tap * channel, out)
+            read = grad_columns[row : row + stride * (n_rows - 1) + 1 : stride]
+            read.baddbmm_(matrix.expand(n_rows, -1, -1), grad)
+        grad_x = grad.new_zeros(ctx.shape)
+        inside = grad_columns.narrow(0, padding, rows).unflatten(2, (n, -1)).unflatten(1, (size, -1)).unbind(1)
+        for tap, (first, last, at) in zip(inside, _Windows.get_taps(length, size, stride, padding), strict=True):
+            grad_x[:, :, at].add_(tap[:, :, first:last])
+        return grad_x, grad_weight, None, None
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        axes = zip(args, in_dims, strict=True)
+        args = [[arg] * info.batch_size if dim is None else arg.unbind(dim) for arg, dim in axes]
+        outs = [_RowConvolution.apply(*model) for model in zip(*args, strict=True)]
+        return tuple(torch.stack(parts) for parts in zip(*outs, strict=True)), (0, 0)
+
+
+class Convolution2d(nn.Conv2d):
+    """``nn.Conv2d`` (dilation and groups 1, equal strides, equal zero paddings) on (row, channel, column, example).
+
+    The same parameters and results, as one matrix product for each row of outputs. With the few channels of
+    small networks a training step takes two thirds of the time that it takes with ``nn.Conv2d`` on the CPU.
+    """
+
+    def forward(self, x):
+        out, _ = _RowConvolution.apply(x.contiguous(), self.weight, self.stride[0], self.padding[0])
+        return out if self.bias is None else out + self.bias[:, None, None]
+
+
 class CNN(nn.Module):
     """Three convolutions of stride 2 and 25 channels, and a linear readout: 5,210 parameters."""
 
@@ -168,10 +254,13 @@ class _GRUScan(Function):
         x, w_input, w_hidden, hidden, reset_update, new, recurrent = ctx.saved_tensors
         size = w_hidden.shape[-1]
         reset, update = reset_update.split(size, 2)
-        to_new = (1 - update) * (1 - new * new)
-        to_reset = to_new * recurrent * reset * (1 - reset)
-        to_update = (hidden[:-1] - new) * update * (1 - update)
-        factors = torch.stack([to_reset, to_update, to_new * reset], 2)  # (time, model, gate, hidden, batch)
+        keep = 1 - update
+        to_new = keep * (1 - new * new)
+        factors = new.new_empty(*new.shape[:2], 3, *new.shape[2:])  # (time, model, gate, hidden, batch)
+        to_reset, to_update, to_recurrent = factors.unbind(2)
+        torch.mul(to_new * recurrent * reset, 1 - reset, out=to_reset)
+        torch.mul((hidden[:-1] - new) * update, keep, out=to_update)
+        torch.mul(to_new, reset, out=to_recurrent)
 
         grad_hidden = torch.empty_like(new)
         grad_gates = torch.empty_like(factors)

@@ -7,8 +7,18 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from torch.nn import functional as F
 
 from mnist1d import make_dataset, training
-from mnist1d.models import GRU, MLP, MODELS, Convolution, Logistic, ModelStack, _GRUScan, count_parameters
-from mnist1d.training import cross_entropy, early_stopped, record_backward, sweep, train
+from mnist1d.models import (
+    GRU,
+    MLP,
+    MODELS,
+    Convolution,
+    Convolution2d,
+    Logistic,
+    ModelStack,
+    _GRUScan,
+    count_parameters,
+)
+from mnist1d.training import early_stopped, sweep, train
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 SEEDS = [3, 5, 8]
@@ -138,68 +148,34 @@ def test_convolution_equals_torch(kernel, stride, padding, bias):
     torch.testing.assert_close(*gradients)
 
 
-@pytest.mark.parametrize("n_seeds", [1, 3])
-@pytest.mark.parametrize("name", MODELS)
-def test_a_recording_gives_the_losses_and_gradients_of_autograd_bit_by_bit(name, n_seeds):
-    stack = ModelStack(MODELS[name], SEEDS[:n_seeds])
-    backward = record_backward(lambda params, x, y: cross_entropy(stack.apply(params, x), y))
-    for n in (20, 20, 20, 7, 7):  # a recording, two replays with other numbers; then another shape
-        x, y = torch.randn(n_seeds, n, 40), torch.randint(10, (n_seeds, n))
-        losses = backward(stack.params, x, y)
-        gradients = [parameter.grad for parameter in stack.params.values()]
-        expected = cross_entropy(stack(x), y)
-        assert torch.equal(losses, expected)
-        assert not losses.requires_grad
-        for got, plain in zip(gradients, torch.autograd.grad(expected.sum(), stack.params.values()), strict=True):
-            assert got.is_contiguous()
-            assert torch.equal(got, plain)
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding"),
+    [((28, 28), 3, 2, 1), ((7, 7), 3, 2, 1), ((12, 12), 5, 1, 0), ((9, 11), 4, 1, 2), ((28, 27), 5, 2, 2)],
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_convolution_in_two_dimensions_has_the_values_and_gradients_of_conv2d(size, kernel, stride, padding, bias):
+    ours = Convolution2d(3, 6, kernel, stride=stride, padding=padding, bias=bias).double()
+    x = torch.randn(4, 3, *size, dtype=torch.float64, requires_grad=True)
+    parameters = [x, *ours.parameters()]
+    expected = F.conv2d(x, ours.weight, ours.bias, stride, padding)
+    got = ours(x.permute(2, 1, 3, 0)).permute(3, 1, 0, 2)
+    torch.testing.assert_close(got, expected)
+    weights = torch.randn_like(got)
+    gradients = [torch.autograd.grad((weights * y).sum(), parameters) for y in (got, expected)]
+    torch.testing.assert_close(*gradients)
 
 
-def test_a_recording_replaces_gradients_and_gives_zero_to_what_the_loss_does_not_use():
-    params = {"used": torch.tensor([2.0], requires_grad=True), "unused": torch.ones(3, requires_grad=True)}
-    backward = record_backward(lambda params, x: params["used"] * x)
-    for x in range(3):
-        assert backward(params, torch.tensor(float(x))) == 2 * x
-        assert params["used"].grad == x
-        assert torch.equal(params["unused"].grad, torch.zeros(3))
-
-
-def test_a_recording_draws_new_random_numbers():
-    backward = record_backward(lambda params, x: F.dropout(params["w"] * x).sum(1))
-    params = {"w": torch.ones(1, 100, requires_grad=True)}
-    torch.manual_seed(0)
-    x = torch.rand(1, 100)  # no two masks have the same sum
-    losses = [backward(params, x).item() for _ in range(4)]
-    assert len(set(losses)) == 4
-
-
-def test_a_recording_writes_over_nothing_that_is_read_later():
-    given = torch.randn(1, 3, 4)
-
-    def loss(params, x):
-        h = params["w"] * x  # read again below, by relu's gradient, and through a view
-        a = h.relu() + h
-        b = (a > 0) * (a + given) * a[:, :1]  # the mask is no place for a number
-        c = b.relu() * h.transpose(1, 2).transpose(1, 2)
-        return torch.add(c, x, alpha=3).sum((1, 2))
-
-    backward = record_backward(loss)
-    params, before = {"w": torch.randn(1, 3, 4, requires_grad=True)}, given.clone()
-    for _ in range(3):
-        x = torch.randn(1, 3, 4)
-        x_before = x.clone()
-        losses = backward(params, x)
-        expected = loss(params, x)
-        assert torch.equal(losses, expected)
-        assert torch.equal(params["w"].grad, torch.autograd.grad(expected.sum(), params["w"])[0])
-        assert torch.equal(given, before)
-        assert torch.equal(x, x_before)
-
-
-def test_a_recorded_loss_must_not_read_values():
-    backward = record_backward(lambda params, x: params["w"] * x.sum().item())
-    with pytest.raises(RuntimeError, match="must not depend on values"):
-        backward({"w": torch.ones(1, requires_grad=True)}, torch.ones(3))
+def test_convolutions_in_two_dimensions_can_be_stacked():
+    stack = ModelStack(lambda: Convolution2d(2, 3, 3, padding=1), SEEDS)
+    x = torch.randn(len(SEEDS), 8, 2, 9, 5)
+    got = stack(x)
+    gradients = torch.autograd.grad(got.square().sum(), list(stack.params.values()))
+    for i in range(len(SEEDS)):
+        alone = stack.get_module(i)
+        expected = alone(x[i])
+        torch.testing.assert_close(got[i], expected)
+        own = torch.autograd.grad(expected.square().sum(), list(alone.parameters()))
+        torch.testing.assert_close([gradient[i] for gradient in gradients], list(own), rtol=1e-4, atol=1e-4)
 
 
 def test_the_schedule_multiplies_the_learning_rate(data):
