@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from mnist1d import make_dataset
@@ -152,6 +153,43 @@ def test_networks_have_the_published_sizes(notebook):
     assert count_parameters(fully(200, 200)) == 199_210
     images = torch.rand(2, 28, 28)
     assert cnn(6, 6, 4, 25)(images).shape == fully(16)(images).shape == (2, 10)
+
+
+@pytest.mark.parametrize("kernel", [4, 5])
+def test_image_network_equals_torch_layers(notebook, kernel):
+    ours = notebook("random_subspaces")["ImageCNN"](6, 7, kernel, 9)
+    plain = nn.Sequential(
+        *(nn.Conv2d(1, 6, kernel), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(6, 7, kernel), nn.MaxPool2d(2), nn.ReLU()),
+        *(nn.Flatten(1), nn.Linear(112, 9), nn.ReLU(), nn.Linear(9, 10)),
+    )
+    parameters = dict(ours.named_parameters())
+    hidden = parameters["hidden.weight"].unflatten(1, (4, 7, 4))  # [unit, row, channel, column]
+    parameters["hidden.weight"] = hidden.transpose(1, 2).flatten(1)
+    with torch.no_grad():
+        for own, value in zip(plain.parameters(), parameters.values(), strict=True):
+            own.copy_(value)
+    images = torch.rand(5, 28, 28)
+    torch.testing.assert_close(ours(images), plain(images[:, None]))
+    got = torch.autograd.grad(ours(images).square().sum(), ours.conv1.weight)
+    expected = torch.autograd.grad(plain(images[:, None]).square().sum(), plain[0].weight)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_dropout_of_the_image_network_takes_whole_channels(notebook):
+    torch.manual_seed(0)
+    model = notebook("random_subspaces")["ImageCNN"](3, 40, 5, 50, dropout=0.5)
+    seen = []
+    model.hidden.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model.conv2.weight.data.zero_()
+    model.conv2.bias.data.fill_(1)
+    model(torch.rand(6, 28, 28))
+    channels = seen[0].unflatten(1, (4, 40, 4)).transpose(1, 2).flatten(2)  # [example, channel, pixel]
+    assert set(channels.unique().tolist()) == {0, 2}
+    assert torch.equal(channels.amin(2), channels.amax(2))
+    assert len({tuple(row) for row in channels[:, :, 0].tolist()}) == 6  # every example has its own
+    model.eval()
+    model(torch.rand(6, 28, 28))
+    assert (seen[1] == 1).all()
 
 
 def test_intrinsic_dimension_interpolates_in_the_logarithm(subspaces):
