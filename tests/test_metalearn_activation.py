@@ -91,6 +91,17 @@ def test_tabulated_function_has_the_gradient_of_the_function(act):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("size", "channels"), [(28, 1), (32, 3)])
+def test_image_network_equals_torch_layers(act, size, channels):
+    ours = act["ImageCNN"](F.silu, channels)
+    x = torch.randn(5, size, size, channels)
+    h = x.permute(0, 3, 1, 2)
+    for layer in ours.convolutions:
+        h = F.silu(F.conv2d(h, layer.weight, layer.bias, stride=2, padding=1))
+    expected = ours.linear(h.permute(0, 2, 1, 3).flatten(1))  # [example, row, channel, column]
+    torch.testing.assert_close(ours(x), expected)
+
+
 def test_extrema_are_found_on_the_interval_only(act):
     table = [t.cpu().numpy() for t in act["freeze"](act["tabulate"](torch.sin))]
     at, values = act["find_extrema"](table)
