@@ -17,22 +17,8 @@ aten = torch.ops.aten
 EMPTY = {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default}
 ZEROS = {aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default}
 COPIES = {aten.clone.default, aten._to_copy.default}
-WITH_OUT = {
-    "add",
-    "addcmul",
-    "baddbmm",
-    "bmm",
-    "cat",
-    "div",
-    "exp",
-    "lerp",
-    "maximum",
-    "mm",
-    "mul",
-    "neg",
-    "sub",
-    "sum",
-}
+# torch's own functions that take all that the variants of these operations take.
+WITH_OUT = {"add", "addcmul", "baddbmm", "bmm", "cat", "div", "exp", "lerp", "maximum", "mm", "mul", "neg", "sub"}
 
 
 def _with_tensor(function, x, number):

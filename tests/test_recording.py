@@ -107,10 +107,22 @@ def test_products_that_are_changed_in_place_are_transposed_as_they_are():
         lambda w: F.layer_norm(w, (4,)),
         lambda w: w.cumsum(2),
         lambda w: w.double(),
+        lambda w: w.sum() * w,
+        lambda w: w.mean() + w.std(2, keepdim=True),
+        lambda w: torch.sub(w, 2, alpha=3) + torch.add(w, w, alpha=2),
+        lambda w: torch.cat([w, w.max(2, keepdim=True)[0]], 2),
+        lambda w: torch.maximum(w, w.flip(1)) / (w * w + 1),
+        lambda w: torch.lerp(w, w.exp(), 0.3).addcmul(w, w, value=0.5),
+        lambda w: F.scaled_dot_product_attention(w, w, w),
+        lambda w: F.batch_norm(w, None, None, training=True),
+        lambda w: F.max_pool2d(F.conv2d(w[:, None], torch.ones(2, 1, 2, 2)), 2),
+        lambda w: w.scatter_add(2, torch.zeros(2, 3, 4, dtype=torch.long), w).gather(2, torch.ones(2, 3, 2).long()),
+        lambda w: torch.where(w > 0, w.clamp(max=0.5), F.silu(w)).masked_fill(w < -1, 3.0),
+        lambda w: (w * 1).mul_(2).add_(1).relu_(),
     ],
 )
 def test_an_operation_of_every_kind_equals_autograd(operation):
-    assert_equals_autograd(lambda params, x: (operation(params["w"] * x) ** 2).sum((1, 2)).float())
+    assert_equals_autograd(lambda params, x: (operation(params["w"] * x) ** 2).flatten(1).sum(1).float())
 
 
 def test_what_is_the_same_every_time_stays_so():
