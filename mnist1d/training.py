@@ -35,7 +35,8 @@ __all__ = [
 RUN = {"started": time.perf_counter(), "peak_worker_memory": 0}
 
 # glibc gives the memory of a freed tensor back to the system and faults it in again at the next step.
-# Workers that keep it train the GRU 1.3 times faster. Elsewhere these variables mean nothing.
+# Workers keep it instead, for what runs outside of recordings: a replay makes no tensors and is as fast without.
+# Elsewhere these variables mean nothing.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
 
 
