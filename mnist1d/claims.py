@@ -1,4 +1,4 @@
-"""Every published claim with its number and criterion, and the results file of a run.
+"""Every published claim with its number and criterion.
 
 A claim is judged on samples, one array per part, a value per seed: a part holds when the mean of its
 samples lies within its bound. All parts: reproduced; some: partly; none: not reproduced.
@@ -7,25 +7,16 @@ Sources: [P] Scaling Down Deep Learning with MNIST-1D, ICML 2024; [V1] its first
 [S] Training Networks in Random Subspaces, 2017.
 """
 
-import hashlib
-import io
-import json
 import math
 import operator
 import re
-import resource
-import time
-import tokenize
 from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 
-from mnist1d import figures, training
-from mnist1d.utils import open_for_rename
+from mnist1d import settings
 
-__all__ = ["CLAIMS", "Claim", "Verdicts", "code_digest", "holds", "judge", "save_results"]
+__all__ = ["CLAIMS", "Claim", "Verdicts", "holds", "judge"]
 
 
 @dataclass(frozen=True)
@@ -309,7 +300,7 @@ class Verdicts(list):
     """Judged claims; a notebook shows them as a table. The smoke profile shows none."""
 
     def _repr_markdown_(self):
-        if training.profile() == "smoke":
+        if settings.profile() == "smoke":
             return "The smoke profile records no verdicts."
         if not self:
             return "No published claims."
@@ -319,110 +310,3 @@ class Verdicts(list):
             cells = f"{c['id']}: {c['statement']}", c["published"], measured, c["criterion"], f"**{c['verdict']}**"
             rows.append(f"| {' | '.join(cells)} |")
         return "\n".join(rows)
-
-
-def _normalize(source):
-    """Python source without comments, docstrings and layout: what is left decides the numbers."""
-    kept, new_line, docstring = [], True, False
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type in (tokenize.COMMENT, tokenize.NL) or (docstring and token.type == tokenize.NEWLINE):
-            continue
-        docstring = token.type == tokenize.STRING and new_line
-        new_line = token.type in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
-        if not docstring:
-            names = {tokenize.NEWLINE: ";", tokenize.INDENT: "{", tokenize.DEDENT: "}"}
-            kept.append(names.get(token.type) or "".join(token.string.split()))
-    return "".join(kept)
-
-
-def code_digest(slug, root):
-    """A digest of the code that decides a notebook's numbers: its cells and the package below the figures.
-
-    Parameters
-    ----------
-    slug : str
-    root : path-like
-        The checkout.
-
-    Returns
-    -------
-    str
-    """
-    root = Path(root)
-    cells = json.loads((root / "notebooks" / f"{slug}.ipynb").read_text())["cells"]
-    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    modules = ["transform", "data", "models", "recording", "training"]
-    if any("mnist1d.images" in source for source in sources):
-        modules.append("images")
-    sources += [(root / "mnist1d" / f"{module}.py").read_text() for module in modules]
-    digest = hashlib.sha256()
-    for source in sources:
-        digest.update(_normalize(source).encode())
-    return digest.hexdigest()[:16]
-
-
-def _to_json(value):
-    """Arrays and numpy numbers as lists and floats of six significant digits."""
-    if isinstance(value, dict):
-        return {str(k): _to_json(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return [_to_json(v) for v in value]
-    if isinstance(value, (bool, np.bool_)):
-        return bool(value)
-    if isinstance(value, (int, np.integer)):
-        return int(value)
-    if isinstance(value, (float, np.floating)):
-        return float(f"{value:.6g}") if np.isfinite(value) else None
-    return value
-
-
-def save_results(slug, *, seeds, numbers, verdicts, missing=None):
-    """Write the results file of a complete run, in one step. Call it last: its presence proves the run.
-
-    Parameters
-    ----------
-    slug : str
-    seeds : sequence of int
-    numbers : dict
-        What the figure shows, as nested dicts of arrays.
-    verdicts : list of dict
-        From :func:`judge`, one for every claim of this notebook.
-    missing : dict of str to str, optional
-        Claims that could not be measured here, with the reason.
-
-    Returns
-    -------
-    Verdicts
-        For display. The smoke profile records none.
-
-    Raises
-    ------
-    ValueError
-        If a claim of this notebook is neither judged nor missing.
-    """
-    missing = missing or {}
-    expected = {claim_id for claim_id, claim in CLAIMS.items() if claim.slug == slug}
-    if expected != {v["id"] for v in verdicts} | set(missing):
-        raise ValueError(f"verdicts: {slug} must judge or miss each of {sorted(expected)}")
-    root, is_paper = figures.find_root(), training.profile() == "paper"
-    peak = max(training.RUN["peak_worker_memory"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-    results = {
-        "slug": slug,
-        "profile": training.profile(),
-        "code": code_digest(slug, root) if root else None,
-        "versions": {
-            name: version(name) for name in ("mnist1d", "torch", "numpy", "scipy", "scikit-learn", "matplotlib")
-        },
-        "device": str(training.get_device()),
-        "jobs": training.get_jobs(),
-        "seconds": round(time.perf_counter() - training.RUN["started"], 1),
-        "peak_memory_mib": round(peak / 2**20),
-        "seeds": list(seeds),
-        "numbers": _to_json(numbers),
-        "claims": _to_json(verdicts) if is_paper else [],
-        "missing": missing,
-    }
-    with open_for_rename(figures.output_folder() / f"{slug}.json", "w") as file:
-        json.dump(results, file, indent=1, allow_nan=False)
-        file.write("\n")
-    return Verdicts(verdicts)

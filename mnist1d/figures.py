@@ -1,19 +1,16 @@
-"""The look of every figure, and where figures are written."""
+"""The look of every figure."""
 
-import os
 import platform
-import time
-from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from mnist1d.training import RUN, get_device, get_jobs, profile
+from mnist1d.settings import get_device, get_jobs, output_folder, profile, start_clock
 from mnist1d.utils import open_for_rename
 
-__all__ = ["COLORS", "DOUBLE", "SINGLE", "label_panels", "output_folder", "plot_mean", "save_figure", "setup"]
+__all__ = ["COLORS", "DOUBLE", "SINGLE", "label_panels", "plot_mean", "save_figure", "setup"]
 
 SINGLE, DOUBLE = 3.25, 6.75  # widths of one and of two columns of the paper, inches
 
@@ -53,34 +50,11 @@ STYLE = {
 
 def setup():
     """Set the style of all plots and one thread a process, start the notebook's clock, print versions and device."""
-    RUN["started"] = time.perf_counter()
+    start_clock()
     plt.rcParams.update(STYLE)
     torch.set_num_threads(1)  # two threads are slower than one on networks of this size
     versions = f"python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}"
     print(f"{versions}, matplotlib {matplotlib.__version__}; {get_device()}, {get_jobs()} jobs; profile {profile()}")
-
-
-def find_root():
-    """The nearest folder above the current one that holds `notebooks` and `mnist1d`, or None."""
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / "notebooks").is_dir() and (folder / "mnist1d").is_dir():
-            return folder
-    return None
-
-
-def output_folder():
-    """Where this run writes: MNIST1D_OUTPUT, which the runner sets, else `build/paper` or `build/smoke`.
-
-    A notebook run by hand so changes nothing in `figures`, which holds complete runs of the committed code.
-
-    Returns
-    -------
-    pathlib.Path
-    """
-    if os.environ.get("MNIST1D_OUTPUT"):
-        return Path(os.environ["MNIST1D_OUTPUT"])
-    return (find_root() or Path.cwd()) / "build" / profile()
 
 
 def save_figure(fig, name):

@@ -5,8 +5,6 @@ processes (:func:`sweep`) and from stacking the seeds of one process (:func:`tra
 """
 
 import os
-import resource
-import time
 import warnings
 
 import joblib
@@ -18,45 +16,21 @@ from tqdm.auto import tqdm
 
 from mnist1d.models import ModelStack
 from mnist1d.recording import record_backward
+from mnist1d.settings import get_device, get_jobs, measure_peak_memory, note_peak_memory
 
 __all__ = [
     "accuracy",
     "cross_entropy",
     "early_stopped",
-    "get_device",
-    "profile",
     "split_tensors",
     "sweep",
     "train",
 ]
 
-# What the results file says of this run: when the notebook's clock started (seconds), and the largest
-# resident size of any worker (bytes).
-RUN = {"started": time.perf_counter(), "peak_worker_memory": 0}
-
 # glibc gives the memory of a freed tensor back to the system and faults it in again at the next step.
 # Workers keep it instead, for what runs outside of recordings: a replay makes no tensors and is as fast without.
 # Elsewhere these variables mean nothing.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
-
-
-def profile():
-    """The profile of this run: "paper" or "smoke", from the environment variable MNIST1D_PROFILE.
-
-    Raises
-    ------
-    ValueError
-        If the variable holds anything else.
-    """
-    value = os.environ.get("MNIST1D_PROFILE", "paper")
-    if value not in ("paper", "smoke"):
-        raise ValueError(f"MNIST1D_PROFILE={value!r}: must be 'paper' or 'smoke'")
-    return value
-
-
-def get_device():
-    """The device of this run: MNIST1D_DEVICE if it is set, else CUDA where there is one, else the CPU."""
-    return torch.device(os.environ.get("MNIST1D_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def cross_entropy(logits, targets):
@@ -275,7 +249,7 @@ def _run_task(run, variant, seeds):
     torch.set_flush_denormal(True)
     try:
         with threadpool_limits(1):  # of numpy and scikit-learn, whose last digits depend on it
-            return run(variant, seeds), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            return run(variant, seeds), measure_peak_memory()
     finally:
         torch.set_num_threads(before)
         torch.set_flush_denormal(False)
@@ -286,22 +260,6 @@ def _concatenate(results):
     if isinstance(results[0], dict):
         return {key: _concatenate([r[key] for r in results]) for key in results[0]}
     return np.concatenate([np.asarray(r) for r in results])
-
-
-def get_jobs():
-    """Number of worker processes: JOBS if it is set, else 1 on a GPU, else the number of usable cores.
-
-    Raises
-    ------
-    ValueError
-        If JOBS is not a positive integer.
-    """
-    value = os.environ.get("JOBS")
-    if not value:
-        return 1 if get_device().type != "cpu" else joblib.cpu_count()
-    if not value.isdigit() or int(value) < 1:
-        raise ValueError(f"JOBS={value!r}: must be a positive integer")
-    return int(value)
 
 
 def sweep(run, variants, seeds, *, chunk=None, desc="sweep"):
@@ -347,5 +305,5 @@ def sweep(run, variants, seeds, *, chunk=None, desc="sweep"):
         results = joblib.Parallel(n_jobs=jobs, return_as="generator")(calls)
         for (name, _), (result, memory) in zip(tasks, tqdm(results, total=len(tasks), desc=desc), strict=True):
             collected[name].append(result)
-            RUN["peak_worker_memory"] = max(RUN["peak_worker_memory"], memory)
+            note_peak_memory(memory)
     return {name: _concatenate(parts) for name, parts in collected.items()}

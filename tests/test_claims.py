@@ -6,8 +6,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from mnist1d import claims, figures, training
-from mnist1d.claims import CLAIMS, code_digest, holds, judge, save_results
+from mnist1d import claims, figures, results, settings, training
+from mnist1d.claims import CLAIMS, holds, judge
+from mnist1d.results import code_digest, save_results
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,7 @@ def test_every_bound_of_the_registry_can_be_read():
         for bound in claim.bound.values() if isinstance(claim.bound, dict) else [claim.bound]:
             assert holds(bound, 0.5) in (True, False)
             assert bound in claim.criterion
-        assert (figures.find_root() / "notebooks" / f"{claim.slug}.ipynb").is_file()
+        assert (settings.find_root() / "notebooks" / f"{claim.slug}.ipynb").is_file()
 
 
 def test_verdict_is_computed_from_the_mean_of_every_part():
@@ -96,12 +97,12 @@ def test_smoke_records_no_verdict_and_only_the_runner_writes_to_figures(tmp_path
     monkeypatch.delenv("MNIST1D_OUTPUT", raising=False)
     (tmp_path / "notebooks").mkdir(), (tmp_path / "mnist1d").mkdir()
     monkeypatch.chdir(tmp_path / "notebooks")
-    monkeypatch.setattr(claims, "code_digest", lambda slug, root: "x")
+    monkeypatch.setattr(results, "code_digest", lambda slug, root: "x")
     save_results("tsne", seeds=[0], numbers={}, verdicts=[judge("tsne.mnist", 1), judge("tsne.mnist1d", 1)])
     assert json.loads((tmp_path / "build" / "smoke" / "tsne.json").read_text())["claims"] == []
     assert not (tmp_path / "figures").exists()
     monkeypatch.setenv("MNIST1D_PROFILE", "paper")
-    assert figures.output_folder() == tmp_path / "build" / "paper"
+    assert settings.output_folder() == tmp_path / "build" / "paper"
 
 
 def test_saved_figures_are_equal_byte_for_byte(folder):
@@ -132,7 +133,7 @@ def test_an_unwritable_folder_leaves_the_old_figure(tmp_path, monkeypatch):
 
 def test_digest_ignores_comments_docstrings_and_layout_but_nothing_else():
     source = 'def f(x):\n    """Doc."""\n    # why\n    return g(x, 1)\n'
-    digest = claims._normalize
+    digest = results._normalize
     assert digest(source) == digest("def f(x):\n\n    return g(\n        x, 1)  # other\n")
     assert digest(source) != digest(source.replace("1", "2"))
     nested, flat = "if a:\n    b\n    c\n", "if a:\n    b\nc\n"
@@ -141,7 +142,7 @@ def test_digest_ignores_comments_docstrings_and_layout_but_nothing_else():
 
 
 def test_digest_changes_with_a_cell_and_with_the_package(tmp_path):
-    root = figures.find_root()
+    root = settings.find_root()
     (tmp_path / "notebooks").mkdir(), (tmp_path / "mnist1d").mkdir()
     for module in ("transform", "data", "models", "recording", "training"):
         (tmp_path / "mnist1d" / f"{module}.py").write_text((root / "mnist1d" / f"{module}.py").read_text())
@@ -161,9 +162,9 @@ def test_digest_changes_with_a_cell_and_with_the_package(tmp_path):
 
 
 def test_peak_memory_of_workers_is_recorded(monkeypatch):
-    monkeypatch.setitem(training.RUN, "peak_worker_memory", 0)
+    monkeypatch.setattr(settings, "_peak_memory", 0)
     training.sweep(lambda variant, seeds: {"x": np.zeros(len(seeds))}, {"a": 0}, [0, 1])
-    assert training.RUN["peak_worker_memory"] > 50 * 2**20
+    assert settings._peak_memory > 50 * 2**20
 
 
 @pytest.mark.parametrize(

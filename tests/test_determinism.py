@@ -8,7 +8,7 @@ import pytest
 from tqdm import tqdm
 
 import run_notebooks
-from mnist1d.claims import code_digest
+from mnist1d.results import code_digest
 
 ROOT = Path(__file__).parent.parent
 SMOKE = ROOT / "build" / "smoke"

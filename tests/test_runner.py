@@ -19,7 +19,8 @@ ROOT = Path(__file__).parent.parent
 
 SAVE = (
     "import matplotlib.pyplot as plt\n"
-    "from mnist1d.claims import judge, save_results\n"
+    "from mnist1d.claims import judge\n"
+    "from mnist1d.results import save_results\n"
     "from mnist1d.figures import save_figure\n"
     "save_figure(plt.figure(figsize=(1, 1)), 'tsne')\n"
     "verdicts = [judge('tsne.mnist', 95.0), judge('tsne.mnist1d', 99.0)]\n"
@@ -111,7 +112,7 @@ def test_notebooks_run_side_by_side(checkout, monkeypatch, profile):
     monkeypatch.setenv("JOBS", "2")
     meet = "import pathlib, time\npathlib.Path('{}').touch()\nwhile not pathlib.Path('{}').exists(): time.sleep(0.1)"
     write_notebook(checkout, ["x = 1", meet.format("one", "other"), SAVE])
-    save = "from mnist1d.claims import save_results\nsave_results('quickstart', seeds=[0], numbers={}, verdicts=[])"
+    save = "from mnist1d.results import save_results\nsave_results('quickstart', seeds=[0], numbers={}, verdicts=[])"
     write_notebook(checkout, [meet.format("other", "one"), save], "quickstart")
     assert run(checkout, "--profile", profile, "--limit", "60") == 0
     target = checkout / ("figures" if profile == "paper" else "build/smoke")

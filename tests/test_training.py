@@ -6,7 +6,7 @@ import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 from torch.nn import functional as F
 
-from mnist1d import make_dataset, training
+from mnist1d import make_dataset, settings, training
 from mnist1d.models import (
     GRU,
     MLP,
@@ -304,9 +304,9 @@ def test_environment_is_checked(monkeypatch):
     for value in ("0", "-1", "two", "1.5"):
         monkeypatch.setenv("JOBS", value)
         with pytest.raises(ValueError, match=f"JOBS='{value}'"):
-            training.get_jobs()
+            settings.get_jobs()
     monkeypatch.setenv("MNIST1D_PROFILE", "full")
     with pytest.raises(ValueError, match="MNIST1D_PROFILE='full'"):
-        training.profile()
+        settings.profile()
     monkeypatch.setenv("MNIST1D_DEVICE", "meta")
-    assert training.get_device().type == "meta"
+    assert settings.get_device().type == "meta"

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from mnist1d import get_dataset_args, make_dataset
 from mnist1d.models import GRU, MODELS
-from mnist1d.training import get_device, get_jobs, sweep, train
+from mnist1d.settings import get_device, get_jobs
+from mnist1d.training import sweep, train
 from notebooks import load_definitions
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -30,8 +30,9 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from tqdm import tqdm
 from traitlets.config import Config
 
-from mnist1d.claims import code_digest
-from mnist1d.training import KEEP_MEMORY, get_jobs
+from mnist1d.results import code_digest
+from mnist1d.settings import get_jobs
+from mnist1d.training import KEEP_MEMORY
 from mnist1d.utils import open_for_rename
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,0 +1,148 @@
+"""The settings of this run: profile, cores, device, folders, clock. Everything that the environment decides.
+
+| variable | meaning | default |
+|---|---|---|
+| MNIST1D_PROFILE | paper, quick or smoke | paper |
+| MNIST1D_DEVICE | cpu, cuda, cuda:1, mps ... | CUDA where there is one |
+| MNIST1D_OUTPUT | folder of figures and results | build/<profile> |
+| MNIST1D_SEED_OFFSET | added to every seed of a notebook | 0 |
+| JOBS | worker processes of a sweep | 1 on a GPU, else all usable cores |
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "find_root",
+    "get_device",
+    "get_jobs",
+    "measure_peak_memory",
+    "note_peak_memory",
+    "output_folder",
+    "pick",
+    "profile",
+    "seconds",
+    "start_clock",
+]
+
+PROFILES = ("paper", "quick", "smoke")
+
+T = TypeVar("T")
+
+_started = time.perf_counter()
+_peak_memory = 0  # bytes, the largest of any worker
+
+
+def profile() -> str:
+    """The profile of this run: "paper", "quick" or "smoke".
+
+    Raises
+    ------
+    ValueError
+        If MNIST1D_PROFILE holds anything else.
+    """
+    value = os.environ.get("MNIST1D_PROFILE") or "paper"
+    if value not in PROFILES:
+        raise ValueError(f"MNIST1D_PROFILE={value!r}: must be one of {', '.join(PROFILES)}")
+    return value
+
+
+def pick(paper: T, quick: T, smoke: T) -> T:
+    """The value of a knob in this run's profile.
+
+    Parameters
+    ----------
+    paper, quick, smoke
+        The published scale; a recognisable figure in a minute; every code path in seconds.
+    """
+    return {"paper": paper, "quick": quick, "smoke": smoke}[profile()]
+
+
+def get_jobs() -> int:
+    """Number of worker processes: JOBS if it is set, else 1 on a GPU, else the number of usable cores.
+
+    Raises
+    ------
+    ValueError
+        If JOBS is not a positive integer.
+    """
+    value = os.environ.get("JOBS")
+    if not value:
+        if get_device().type != "cpu":
+            return 1
+        import joblib
+
+        return joblib.cpu_count()
+    if not (value.isascii() and value.isdigit() and int(value)):
+        raise ValueError(f"JOBS={value!r}: must be a positive integer")
+    return int(value)
+
+
+def get_device() -> "torch.device":
+    """The device of this run: MNIST1D_DEVICE if it is set, else CUDA where there is one, else the CPU.
+
+    Raises
+    ------
+    ValueError
+        If MNIST1D_DEVICE is no device of torch's.
+    """
+    import torch
+
+    value = os.environ.get("MNIST1D_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(value)
+    except RuntimeError as error:
+        raise ValueError(f"MNIST1D_DEVICE={value!r}: must be a device such as cpu, cuda or cuda:1") from error
+
+
+def find_root() -> Path | None:
+    """The nearest folder above the current one that holds `notebooks` and `mnist1d`, or None."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "notebooks").is_dir() and (folder / "mnist1d").is_dir():
+            return folder
+    return None
+
+
+def output_folder() -> Path:
+    """Where this run writes: MNIST1D_OUTPUT, which the runner sets, else `build/<profile>`.
+
+    A notebook run by hand so changes nothing in `figures`, which holds complete runs of the committed code.
+    """
+    if os.environ.get("MNIST1D_OUTPUT"):
+        return Path(os.environ["MNIST1D_OUTPUT"])
+    return (find_root() or Path.cwd()) / "build" / profile()
+
+
+def start_clock() -> None:
+    """Let :func:`seconds` count from now."""
+    global _started  # noqa: PLW0603
+    _started = time.perf_counter()
+
+
+def seconds() -> float:
+    """Seconds since the notebook's clock was started."""
+    return time.perf_counter() - _started
+
+
+def measure_peak_memory() -> int:
+    """The largest resident size of this process so far, bytes; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def note_peak_memory(worker: int = 0) -> int:
+    """Take note of a worker's peak memory; return the largest of all workers and this process, bytes."""
+    global _peak_memory  # noqa: PLW0603
+    _peak_memory = max(_peak_memory, worker, measure_peak_memory())
+    return _peak_memory
