@@ -1,11 +1,14 @@
 """Train many seeds of one architecture together, and run sweeps over all cores.
 
 On the CPU one thread a process is fastest for networks of this size, so parallelism comes from
-processes (:func:`sweep`) and from stacking the seeds of one process (:func:`train`).
+processes (:func:`sweep`) and from computing the seeds of one process together (:func:`train`).
 """
 
+import multiprocessing
 import os
 import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import joblib
 import numpy as np
@@ -14,18 +17,10 @@ from threadpoolctl import threadpool_limits
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from mnist1d.models import ModelStack
-from mnist1d.recording import record_backward
+from mnist1d.engine import ReplayError, Stack
 from mnist1d.settings import get_device, get_jobs, measure_peak_memory, note_peak_memory
 
-__all__ = [
-    "accuracy",
-    "cross_entropy",
-    "early_stopped",
-    "split_tensors",
-    "sweep",
-    "train",
-]
+__all__ = ["Stack", "SweepError", "accuracy", "batches", "early_stopped", "fit", "split_tensors", "sweep", "train"]
 
 # glibc gives the memory of a freed tensor back to the system and faults it in again at the next step.
 # Workers keep it instead, for what runs outside of recordings: a replay makes no tensors and is as fast without.
@@ -33,29 +28,24 @@ __all__ = [
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
 
 
-def cross_entropy(logits, targets):
-    """Mean cross-entropy of each model.
-
-    Parameters
-    ----------
-    logits : Tensor, shape (seed, batch, class)
-    targets : Tensor, shape (seed, batch), int64
-
-    Returns
-    -------
-    Tensor, shape (seed,)
-    """
-    # With the classes on the middle axis the softmax is vectorised over examples, and twice as fast.
-    return F.cross_entropy(logits.transpose(1, 2), targets, reduction="none").mean(1)
+def _list_seeds(seeds):
+    if isinstance(seeds, (int, np.integer)) and not isinstance(seeds, bool):
+        seeds = range(seeds)
+    seeds = [int(seed) for seed in seeds]
+    if not seeds:
+        raise ValueError("seeds=[]: must hold at least one seed")
+    return seeds
 
 
-def split_tensors(data, split, n_seeds, device):
+def split_tensors(
+    data: dict | Sequence[dict], split: str, n_seeds: int, device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor]:
     """One split of a dataset, or of one dataset per seed, as tensors with a leading seed axis.
 
     Parameters
     ----------
-    data : dict or list of dict
-        From :func:`mnist1d.make_dataset`; a list holds one dataset of the same shape per seed.
+    data : dict or sequence of dict
+        From :func:`mnist1d.make_dataset`; a sequence holds one dataset of the same shape per seed.
     split : {"", "_val", "_test"}
         The suffix of the arrays' names.
     n_seeds : int
@@ -63,45 +53,44 @@ def split_tensors(data, split, n_seeds, device):
 
     Returns
     -------
-    x : Tensor, shape (seed, n, ...), of torch's default dtype
-    y : Tensor, shape (seed, n), int64
+    x : Tensor, shape (seed, n, ...)
+    y : Tensor, shape (seed, n, ...)
+        Floating-point arrays take torch's default dtype, integers become int64.
         Views of one copy when all seeds share their data.
     """
-    datasets = data if isinstance(data, list) else [data]
+    datasets = [data] if isinstance(data, Mapping) else list(data)
     if len(datasets) not in (1, n_seeds):
         raise ValueError(f"data: {len(datasets)} datasets for {n_seeds} seeds; must be one, or one per seed")
-    x = torch.stack([torch.tensor(d["x" + split], dtype=torch.get_default_dtype()) for d in datasets]).to(device)
-    y = torch.stack([torch.tensor(d["y" + split], dtype=torch.int64) for d in datasets]).to(device)
-    return x.expand(n_seeds, *x.shape[1:]), y.expand(n_seeds, -1)
+
+    def convert(name):
+        tensor = torch.stack([torch.as_tensor(np.asarray(d[name + split])) for d in datasets])
+        floating = tensor.is_floating_point()
+        dtype = torch.get_default_dtype() if floating else tensor.dtype if tensor.is_complex() else torch.int64
+        return tensor.to(device, dtype).expand(n_seeds, *tensor.shape[1:])
+
+    return convert("x"), convert("y")
 
 
-@torch.no_grad()
-def accuracy(model, x, y, chunk=500):
-    """Accuracy of every model of a stack, in percent.
+def accuracy(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Share of examples whose largest logit is that of their label, in percent.
 
     Parameters
     ----------
-    model : callable
-        Maps (seed, batch, ...) to logits (seed, batch, class).
-    x : Tensor, shape (seed, n, ...)
-    y : Tensor, shape (seed, n)
-    chunk : int
-        Examples evaluated at once.
+    logits : Tensor, shape (..., n, class)
+    y : Tensor, shape (..., n), int64
 
     Returns
     -------
-    Tensor, shape (seed,), float64
+    Tensor, shape (...), float64
     """
-    parts = zip(x.split(chunk, 1), y.split(chunk, 1), strict=True)
-    correct = sum((model(xs).argmax(-1) == ys).sum(1) for xs, ys in parts)
-    return 100.0 * correct.double() / y.shape[1]
+    return 100.0 * (logits.argmax(-1) == y).double().mean(-1)
 
 
-def _batches(order, n, batch_size, steps, seeds, device):
-    """Yield the indices of each batch: (batch,) when all seeds share them, else (seed, batch)."""
+def _draw_indices(order, n, batch_size, steps, seeds, device):
+    """Yield the indices of each batch: (1, batch) when all seeds share them, else (seed, batch)."""
     if order == "cyclic":
         for step in range(steps):
-            yield (torch.arange(batch_size, device=device) + step * batch_size) % n
+            yield ((torch.arange(batch_size, device=device) + step * batch_size) % n)[None]
     else:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         per_epoch = n // batch_size
@@ -112,118 +101,215 @@ def _batches(order, n, batch_size, steps, seeds, device):
             yield epoch[:, start : start + batch_size]
 
 
-def train(
-    build,
-    data,
-    seeds,
+def batches(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    seeds: int | Sequence[int],
     *,
-    steps=6000,
-    batch_size=100,
-    learning_rate=1e-2,
-    optimizer="adam",
-    momentum=0.0,
-    weight_decay=0.0,
-    order="cyclic",
-    eval_every=250,
-    schedule=None,
-    loss=cross_entropy,
-    state=None,
-    device=None,
-):
-    """Train one model per seed, all of them together.
+    steps: int,
+    batch_size: int = 100,
+    order: str = "cyclic",
+    start: int = 0,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield the batches of a training run, one part for each seed.
+
+    Parameters
+    ----------
+    x, y : Tensor, shape (seed, n, ...)
+        From :func:`split_tensors`.
+    seeds : int or sequence of int
+        Decide the order of the examples when it is "shuffled".
+    steps, batch_size : int
+    order : {"cyclic", "shuffled"}
+        "cyclic" takes the examples in their stored order, again and again, as the public code does;
+        "shuffled" draws a new order every epoch, decided by the seed, and drops the last partial batch.
+    start : int
+        The first step: the batches before it are left out, for a run that goes on.
+
+    Yields
+    ------
+    x, y : Tensor, shape (seed, batch, ...)
+
+    Raises
+    ------
+    ValueError
+        If `order` or `batch_size` cannot be.
+    """
+    seeds, n = _list_seeds(seeds), x.shape[1]
+    if order not in ("cyclic", "shuffled"):
+        raise ValueError(f"order={order!r}: must be 'cyclic' or 'shuffled'")
+    if not 0 < batch_size <= n:
+        raise ValueError(f"batch_size={batch_size}: must be from 1 to the {n} training examples")
+    # Batches are taken from one table of all examples: faster than by an index of seeds and one of examples.
+    tables = []
+    for t in (x, y):
+        shared = t.stride(0) == 0
+        first = torch.arange(len(seeds), device=t.device)[:, None] * (0 if shared else n)  # each seed's first row
+        tables.append((t[0] if shared else t.flatten(0, 1), first[:1] if shared else first))
+
+    def generate():
+        for step, index in enumerate(_draw_indices(order, n, batch_size, steps, seeds, x.device)):
+            if step < start:
+                continue
+            parts = []
+            for table, first in tables:
+                rows = index + first  # [1 or seed, example]
+                part = table.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+                parts.append(part.expand(len(seeds), *part.shape[1:]))
+            yield tuple(parts)
+
+    return generate()
+
+
+def _evaluate(stack, x, y, chunk=500):
+    """Accuracy of every model where targets are classes, else its loss: (name, values [seed], float64)."""
+    if y.ndim == 2 and not (y.is_floating_point() or y.is_complex()):
+        parts = zip(x.split(chunk, 1), y.split(chunk, 1), strict=True)
+        logits = [(stack.evaluate(lambda model, xs: model(xs), xs), ys) for xs, ys in parts]
+        if all(isinstance(out, torch.Tensor) and out.shape[:2] == ys.shape and out.ndim == 3 for out, ys in logits):
+            return "acc", sum(accuracy(out, ys) * ys.shape[1] for out, ys in logits) / y.shape[1]
+    return "loss", stack.evaluate(stack.compute_loss, x, y).double()
+
+
+def fit(
+    build: Callable[[], torch.nn.Module],
+    data: dict | Sequence[dict],
+    seeds: int | Sequence[int],
+    *,
+    steps: int = 6000,
+    batch_size: int = 100,
+    learning_rate: float | Sequence[float] = 1e-2,
+    optimizer: str | Callable = "adam",
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    order: str = "cyclic",
+    eval_every: int = 250,
+    schedule: Callable[[int], float] | None = None,
+    loss: Callable = F.cross_entropy,
+    clip: float | None = None,
+    state: dict | None = None,
+    device: torch.device | str | None = None,
+    replay: bool | None = None,
+) -> tuple[Stack, dict]:
+    """As :func:`train`; returns the trained models too.
+
+    Returns
+    -------
+    stack : Stack
+        ``stack.get_module(i)`` is the model of ``seeds[i]``.
+    history : dict
+    """
+    device = get_device() if device is None else device
+    seeds = _list_seeds(seeds)
+    for name, value, least in (("steps", steps, 0), ("eval_every", eval_every, 1)):
+        if value < least:
+            raise ValueError(f"{name}={value}: must be at least {least}")
+    x, y = split_tensors(data, "", len(seeds), device)
+    first = data if isinstance(data, Mapping) else next(iter(data))
+    splits = {"train": (x, y)}
+    splits |= {
+        name: split_tensors(data, f"_{name}", len(seeds), device) for name in ("test", "val") if f"x_{name}" in first
+    }
+    drawn = {"steps": steps, "batch_size": batch_size, "order": order}
+    feed = batches(x, y, seeds, **drawn)
+    stack = Stack(
+        build, seeds, loss=loss, optimizer=optimizer, learning_rate=learning_rate, momentum=momentum,
+        weight_decay=weight_decay, state=state, device=device, example=(x[:, :2], y[:, :2]), replay=replay,
+    )  # fmt: skip
+
+    history = {"train_loss": []}
+    diverged = torch.zeros(len(seeds), dtype=torch.bool, device=device)
+    losses = torch.full((len(seeds),), torch.nan, device=device)
+    safe = 0, stack.state_dict(), losses, 0  # step, models, losses and evaluations at the last check of the replay
+    in_worker = multiprocessing.current_process().name != "MainProcess"
+    bar = tqdm(total=steps, desc="training", delay=10, leave=False, disable=True if in_worker else None)
+    step = 0
+    while True:
+        if step % eval_every == 0 or step == steps:
+            bad = ~losses.isfinite() & (step > 0) & ~diverged
+            if bad.any():
+                names = [seed for seed, is_bad in zip(seeds, bad.tolist(), strict=True) if is_bad]
+                text = f"seeds {names} diverged: NaN from step {step} on"
+                warnings.warn(text, RuntimeWarning, stacklevel=3)
+                diverged = diverged | bad
+            for split, (xs, ys) in splits.items():
+                kind, values = _evaluate(stack, xs, ys)
+                if (split, kind) != ("train", "loss"):
+                    history.setdefault(f"{split}_{kind}", []).append(torch.where(diverged, torch.nan, values))
+            history["train_loss"].append(torch.where(diverged, torch.nan, losses.double()))
+        if step == steps:
+            break
+        checks = stack.checked
+        try:
+            xb, yb = next(feed)
+            losses = stack.backward(xb, yb)
+        except ReplayError as error:
+            warnings.warn(f"{error}: training goes on without it from step {safe[0]}", stacklevel=3)
+            step, saved, losses, n_evals = safe
+            stack.load_state_dict(saved)
+            history = {name: values[:n_evals] for name, values in history.items()}
+            feed = batches(x, y, seeds, **drawn, start=step)
+            continue
+        if clip is not None:
+            stack.clip(clip)
+        stack.step(1.0 if schedule is None else schedule(step))
+        step += 1
+        bar.update()
+        if stack.checked > checks:
+            safe = step, stack.state_dict(), losses, len(history["train_loss"])
+    bar.close()
+    return stack, {name: torch.stack(values, 1).cpu().numpy() for name, values in history.items()}
+
+
+def train(build, data, seeds, **options) -> dict[str, np.ndarray]:
+    """Train one model per seed, all of them together where that gives the same numbers.
 
     Parameters
     ----------
     build : callable
-        ``build()`` returns a fresh ``nn.Module``; model i is built under ``torch.manual_seed(seeds[i])``.
-    data : dict or list of dict
-        From :func:`mnist1d.make_dataset`; a list holds one dataset of the same shape per seed.
-    seeds : sequence of int
+        ``build()`` returns a fresh ``nn.Module``; model i is built under ``seeds[i]``.
+    data : dict or sequence of dict
+        From :func:`mnist1d.make_dataset`; a sequence holds one dataset of the same shape per seed.
+    seeds : int or sequence of int
+        An integer n means the seeds 0 to n - 1.
     steps, batch_size : int
-    learning_rate, momentum, weight_decay : float
-    optimizer : {"adam", "sgd"}
+        6000 and 100 by default.
+    learning_rate : float or sequence of float
+        One for all, 0.01 by default, or one per seed.
+    optimizer : {"adam", "sgd"} or callable
+        A callable maps one model's parameters to a ``torch.optim.Optimizer``.
+    momentum, weight_decay : float
+        Of an optimiser that is given by name.
     order : {"cyclic", "shuffled"}
-        "cyclic" takes the examples in their stored order, again and again, as the public code does;
-        "shuffled" draws a new order every epoch, decided by the model's seed, and drops the last partial batch.
+        As in :func:`batches`.
     eval_every : int
-        Steps between evaluations; the first is before training, the last after `steps`.
+        Steps between evaluations, 250 by default; the first is before training, the last after `steps`.
     schedule : callable, optional
         Maps a step, from 0, to a factor of the learning rate; by default 1.
     loss : callable
-        Maps logits (seed, batch, class) and targets (seed, batch) to losses (seed,).
-    state : tuple of dict, optional
-        ``(params, buffers)`` with a leading seed axis that replace the initial ones of the same names.
+        Maps one model's outputs and targets to a scalar; ``F.cross_entropy`` by default.
+    clip : float, optional
+        Largest norm of a model's gradient.
+    state : dict, optional
+        Name to tensor [seed, ...]: parameters and buffers in place of the initial ones of the same names.
     device : torch.device or str, optional
+    replay : bool, optional
+        As for :class:`Stack`.
 
     Returns
     -------
-    dict
-        `train_acc`, `test_acc`, with a validation split `val_acc`: (seed, eval) float64, percent;
-        `train_loss`: (seed, eval) float64, the loss of the batch before each evaluation (NaN before training);
-        `model`: the trained :class:`ModelStack`.
+    dict of ndarray, shape (seed, eval), float64
+        `train_acc`, `test_acc`, with a validation split `val_acc`: percent, in evaluation mode;
+        where targets are no classes, `test_loss` and `val_loss` in their place.
+        `train_loss`: the loss of the batch before each evaluation (NaN before training).
+        A seed whose loss was not finite is NaN from there on; a warning names it.
 
     Raises
     ------
     ValueError
         Names the argument, its value and the rule.
-    FloatingPointError
-        If a loss is not finite; names the step and the seed.
     """
-    device = get_device() if device is None else device
-    seeds = list(seeds)
-    if order not in ("cyclic", "shuffled"):
-        raise ValueError(f"order={order!r}: must be 'cyclic' or 'shuffled'")
-    if optimizer not in ("adam", "sgd"):
-        raise ValueError(f"optimizer={optimizer!r}: must be 'adam' or 'sgd'")
-    if not seeds:
-        raise ValueError("seeds=[]: must hold at least one seed")
-    for name, value, least in (("steps", steps, 0), ("eval_every", eval_every, 1)):
-        if value < least:
-            raise ValueError(f"{name}={value}: must be at least {least}")
-    x, y = split_tensors(data, "", len(seeds), device)
-    if not 0 < batch_size <= x.shape[1]:
-        raise ValueError(f"batch_size={batch_size}: must be from 1 to the {x.shape[1]} training examples")
-    first = data[0] if isinstance(data, list) else data
-    splits = {"train": (x, y), "test": split_tensors(data, "_test", len(seeds), device)}
-    if "x_val" in first:
-        splits["val"] = split_tensors(data, "_val", len(seeds), device)
-
-    model = ModelStack(build, seeds, device)
-    with torch.no_grad():
-        for own, given in zip((model.params, model.buffers), state or ({}, {}), strict=True):
-            for name, value in given.items():
-                own[name].copy_(value)
-    parameters = list(model.params.values())
-    if optimizer == "adam":
-        opt = torch.optim.Adam(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
-    else:
-        opt = torch.optim.SGD(parameters, lr=learning_rate, momentum=momentum, weight_decay=weight_decay, fused=True)
-
-    history = {f"{split}_acc": [] for split in splits} | {"train_loss": []}
-    # Batches are taken from one table of all examples: faster than by an index of seeds and one of examples.
-    shared = x.stride(0) == 0
-    rows, labels = (x[0], y[0]) if shared else (x.flatten(0, 1), y.flatten())
-    start = torch.arange(len(seeds), device=device)[:, None] * (0 if shared else x.shape[1])  # each seed's first row
-    losses = torch.full((len(seeds),), torch.nan, device=device)
-    backward = record_backward(lambda params, xb, yb: loss(model.apply(params, xb), yb))
-    batches = _batches(order, x.shape[1], batch_size, steps, seeds, device)
-    for step in range(steps + 1):
-        if step % eval_every == 0 or step == steps:
-            for split, (xs, ys) in splits.items():
-                history[f"{split}_acc"].append(accuracy(model, xs, ys))
-            history["train_loss"].append(losses.double())
-            if step and not losses.isfinite().all():
-                bad = [seed for seed, ok in zip(seeds, losses.isfinite().tolist(), strict=True) if not ok]
-                raise FloatingPointError(f"training diverged: the loss of seeds {bad} is not finite at step {step}")
-        if step == steps:
-            break
-        if schedule is not None:
-            opt.param_groups[0]["lr"] = learning_rate * schedule(step)
-        index = start + next(batches)  # [seed, example]
-        xb, yb = (t.index_select(0, index.flatten()).unflatten(0, index.shape) for t in (rows, labels))
-        losses = backward(model.params, xb, yb)
-        opt.step()
-    return {name: torch.stack(values, 1).cpu().numpy() for name, values in history.items()} | {"model": model}
+    return fit(build, data, seeds, **options)[1]
 
 
 def early_stopped(history):
@@ -242,36 +328,70 @@ def early_stopped(history):
     return np.take_along_axis(history["test_acc"], best[:, None], 1)[:, 0]
 
 
-def _run_task(run, variant, seeds):
-    before = torch.get_num_threads()
+def _run_task(run, variant, seeds, dtype):
+    before = torch.get_num_threads(), torch.get_default_dtype()
     torch.set_num_threads(1)
+    torch.set_default_dtype(dtype)
     # Gradients through saturated units are denormal numbers, which a CPU multiplies 100 times slower.
     torch.set_flush_denormal(True)
     try:
         with threadpool_limits(1):  # of numpy and scikit-learn, whose last digits depend on it
-            return run(variant, seeds), measure_peak_memory()
+            return run(variant, seeds), None, measure_peak_memory()
+    except Exception as error:  # whatever the function raises is reported when the others are done
+        return None, error, measure_peak_memory()
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(before[0])
+        torch.set_default_dtype(before[1])
         torch.set_flush_denormal(False)
 
 
 def _concatenate(results):
-    """Join the chunks of one variant along their first axis, through nested dicts."""
-    if isinstance(results[0], dict):
-        return {key: _concatenate([r[key] for r in results]) for key in results[0]}
-    return np.concatenate([np.asarray(r) for r in results])
+    """Join the chunks of one variant by seed, through dicts and tuples."""
+    first = results[0]
+    if isinstance(first, Mapping):
+        return {key: _concatenate([r[key] for r in results]) for key in first}
+    if isinstance(first, tuple):
+        return tuple(map(_concatenate, zip(*results, strict=True)))
+    if isinstance(first, torch.Tensor):
+        return np.concatenate([r.detach().cpu().numpy() for r in results])
+    if isinstance(first, np.ndarray) and first.ndim:
+        return np.concatenate(results)
+    if isinstance(first, (list, range)):
+        joined = [item for r in results for item in r]
+        return np.asarray(joined) if all(isinstance(item, (int, float, np.number)) for item in joined) else joined
+    return first if len(results) == 1 else list(results)
 
 
-def sweep(run, variants, seeds, *, chunk=None, desc="sweep"):
+class SweepError(RuntimeError):
+    """Some part of a sweep failed.
+
+    Attributes
+    ----------
+    finished : dict
+        Name to result of the variants that ended.
+    """
+
+    finished: dict
+
+
+def sweep(
+    run: Callable,
+    variants: Mapping[str, Any] | Sequence,
+    seeds: int | Sequence[int],
+    *,
+    chunk: int | None = None,
+    desc: str = "sweep",
+) -> dict:
     """Call ``run(variant, seeds)`` for every variant, on all cores, and join the results by seed.
 
     Parameters
     ----------
     run : callable
-        ``run(variant, seeds)`` returns a (nested) dict of arrays whose first axis is the seed. It must be pure.
-    variants : dict
-        Name to variant, in the order of running: put the longest first.
-    seeds : sequence of int
+        ``run(variant, seeds)`` returns arrays whose first axis is the seed, lists with one entry per seed, or
+        dicts and tuples of such; what :func:`train` returns, for example. It must be pure.
+    variants : dict or sequence
+        Name to variant, in the order of running: put the longest first. A sequence's items are their own names.
+    seeds : int or sequence of int
     chunk : int, optional
         Seeds given to one call; by default all. Results do not depend on the number of cores, as they
         would if the chunk did.
@@ -281,29 +401,63 @@ def sweep(run, variants, seeds, *, chunk=None, desc="sweep"):
     Returns
     -------
     dict
-        Name to the joined dict of arrays.
+        Name to the joined results.
+
+    Raises
+    ------
+    SweepError
+        If a call failed, after all others have ended; names the variant and the seeds, and keeps in its
+        `finished` what the others returned.
 
     Notes
     -----
-    Workers are joblib's: inside ``joblib.parallel_config(backend=...)`` the same sweep runs on dask or ray.
+    Workers are joblib's: inside ``joblib.parallel_config(backend="dask")`` the same sweep runs on a cluster.
     """
-    seeds = list(seeds)
+    if not isinstance(variants, Mapping):
+        variants = list(variants)
+        names = [v if isinstance(v, (str, int, float)) else getattr(v, "__name__", i) for i, v in enumerate(variants)]
+        if len(set(names)) < len(names):
+            raise ValueError(f"variants: the names {names} are not all different; pass a dict of name to variant")
+        variants = dict(zip(names, variants, strict=True))
+    seeds = _list_seeds(seeds)
     chunk = len(seeds) if chunk is None else chunk
-    if not variants or not seeds:
-        raise ValueError(f"variants={variants!r}, seeds={seeds}: neither may be empty")
+    if not variants:
+        raise ValueError("variants is empty: must hold at least one")
     if chunk < 1:
         raise ValueError(f"chunk={chunk}: must be at least 1")
     tasks = [(name, seeds[i : i + chunk]) for name in variants for i in range(0, len(seeds), chunk)]
     jobs = min(get_jobs(), len(tasks))
-    calls = (joblib.delayed(_run_task)(run, variants[name], part) for name, part in tasks)
+    dtype = torch.get_default_dtype()
+    calls = (joblib.delayed(_run_task)(run, variants[name], part, dtype) for name, part in tasks)
     collected = {name: [] for name in variants}
+    failures = []
     for name, value in KEEP_MEMORY.items():
         os.environ.setdefault(name, value)
-    with warnings.catch_warnings():
-        # joblib restarts a worker that keeps much memory, and loses nothing by it.
-        warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
-        results = joblib.Parallel(n_jobs=jobs, return_as="generator")(calls)
-        for (name, _), (result, memory) in zip(tasks, tqdm(results, total=len(tasks), desc=desc), strict=True):
-            collected[name].append(result)
-            note_peak_memory(memory)
-    return {name: _concatenate(parts) for name, parts in collected.items()}
+
+    def join():
+        n_parts = -(-len(seeds) // chunk)
+        return {name: _concatenate(parts) for name, parts in collected.items() if len(parts) == n_parts}
+
+    try:
+        with warnings.catch_warnings():
+            # joblib restarts a worker that keeps much memory, and loses nothing by it.
+            warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
+            results = joblib.Parallel(n_jobs=jobs, return_as="generator")(calls)
+            progress = tqdm(results, total=len(tasks), desc=desc)
+            for (name, part), (result, error, memory) in zip(tasks, progress, strict=True):
+                note_peak_memory(memory)
+                if error is None:
+                    collected[name].append(result)
+                else:
+                    failures.append((name, part, error))
+                    print(f"{desc}: variant {name!r}, seeds {part} failed: {type(error).__name__}: {error}")
+    except BaseException as error:  # an interrupt or a killed worker: what has ended is kept
+        error.finished = join()
+        error.add_note(f"{desc}: {len(error.finished)} of {len(variants)} variants had ended; they are in `finished`")
+        raise
+    if failures:
+        text = "; ".join(f"variant {name!r}, seeds {part}: {type(e).__name__}: {e}" for name, part, e in failures)
+        failed = SweepError(f"{desc}: {text}")
+        failed.finished = join()
+        raise failed from failures[0][2]
+    return join()

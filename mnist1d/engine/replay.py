@@ -1,0 +1,194 @@
+"""Record the operations of a training step once and replay them.
+
+On networks of this size much of a step goes to finding out what to compute: modules, `vmap` and autograd
+decide it anew for every batch. A recording is the flat list of operations they arrive at, with the tensors
+that these read and write; a replay runs them on the same tensors again. On CUDA a graph does the same.
+
+A recording knows nothing of Python: whoever replays one must compare it with the real step, as `Stack` does.
+"""
+
+import functools
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["RefusedError", "Replay"]
+
+aten = torch.ops.aten
+EMPTY = {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default}
+ZEROS = {aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default}
+COPIES = {aten.clone.default, aten._to_copy.default}
+UNKNOWN_SHAPE = torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output
+VALUE_READS = {"numpy", "tolist", "item", "__array__", "__bool__", "__float__", "__int__", "__index__", "__complex__"}
+
+
+class RefusedError(RuntimeError):
+    """A step cannot be recorded; the message says why."""
+
+
+class _Reads(TorchFunctionMode):
+    """Refuse what takes numbers out of torch: a recording would hold them for ever."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__name__", "") in VALUE_READS:
+            raise RefusedError(f"it reads the value of a tensor ({function.__name__})")
+        return function(*args, **(kwargs or {}))
+
+
+def _get_tensors(nested):
+    return [t for t in tree_leaves(nested) if isinstance(t, torch.Tensor) and t.numel()]
+
+
+def _get_address(tensor):
+    return tensor.untyped_storage().data_ptr()
+
+
+def _get_layout(tensor):
+    return _get_address(tensor), tensor.dtype, tensor.storage_offset(), tensor.shape, tensor.stride()
+
+
+class _Call:
+    """An operation, the tensors that it read and made, and the addresses of their storages."""
+
+    def __init__(self, function, args, kwargs, outputs):
+        self.function, self.args, self.kwargs, self.outputs = function, args, kwargs, outputs
+        self.reads = {_get_address(t) for t in _get_tensors((args, kwargs))}
+        self.makes = {_get_address(t) for t in _get_tensors(outputs)} - self.reads
+        # Of an operation in place any argument may be the one that it changes.
+        self.changes = self.reads if function._schema.is_mutable else set()
+
+
+class _Recorder(TorchDispatchMode):
+    """Note every operation that runs, below vmap and autograd."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []  # views too: they keep all tensors, so that no two storages have the same address
+        self.transposed, self.products = {}, {}  # by layout: what a tensor is the transpose of, or the product of
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if any(tag in function.tags for tag in UNKNOWN_SHAPE):
+            raise RefusedError(f"the shape or the value of what {function} gives depends on the data")
+        is_transpose = function is aten.transpose.int and args[1:] == (1, 2)
+        if is_transpose and _get_layout(args[0]) in self.products:
+            # Autograd finds the gradient of a linear layer's weights as (A' B)': B' A needs no copy.
+            a, b = self.products[_get_layout(args[0])]
+            return self.__torch_dispatch__(aten.bmm.default, types, (b.transpose(1, 2), a))
+        out = function(*args, **(kwargs or {}))
+        outputs = out if isinstance(out, (tuple, list)) else (out,)
+        if any(not isinstance(tensor, torch.Tensor | None) for tensor in outputs):
+            raise RefusedError(f"{function} gives something else than tensors")
+        self.calls.append(_Call(function, args, kwargs or {}, outputs))
+        if is_transpose:
+            self.transposed[_get_layout(out)] = args[0]
+        elif function is aten.bmm.default and _get_layout(args[0]) in self.transposed:
+            self.products[_get_layout(out)] = self.transposed[_get_layout(args[0])], args[1]
+        elif self.calls[-1].changes:  # what was a product may be none now
+            self.products.clear()
+        return out
+
+
+def _select(calls, results):
+    """The calls that a replay must repeat: no views, nothing that is not used or is the same every time."""
+    made = set().union(*(call.makes for call in calls))
+    needed, used = set(results), []
+    for call in reversed(calls):
+        if (call.makes | call.changes) & needed or call.changes - made:
+            needed |= call.reads
+            used.append(call)
+    changed = results.union(*(call.changes for call in used))
+    constant, selected = set(), []
+    for call in reversed(used):
+        is_random = torch.Tag.nondeterministic_seeded in call.function.tags
+        if call.reads <= constant and not (is_random or call.changes or call.makes & changed):
+            constant |= call.makes
+        else:
+            selected.append(call)
+    return selected
+
+
+@functools.cache
+def _find_out_variant(function):
+    """The variant of an operation that writes into given tensors, and their names; None where there is none."""
+
+    def describe(arguments):
+        return [(a.name, str(a.type)) for a in arguments if not a.is_out]
+
+    for name in function.overloadpacket.overloads():
+        variant = getattr(function.overloadpacket, name)
+        outs = [a.name for a in variant._schema.arguments if a.is_out]
+        same = describe(variant._schema.arguments) == describe(function._schema.arguments)
+        if same and len(outs) == len(function._schema.returns):
+            return variant, outs
+    return None
+
+
+def _copy_results(outputs, function, *args, **kwargs):
+    results = function(*args, **kwargs)
+    for output, result in zip(outputs, results if isinstance(results, (tuple, list)) else (results,), strict=True):
+        if output is not None:
+            output.copy_(result)
+
+
+def _make_step(call):
+    """A function without arguments that repeats a call."""
+    args, kwargs, outputs = call.args, call.kwargs, call.outputs
+    if call.changes and not call.makes:
+        return functools.partial(call.function, *args, **kwargs)
+    if call.function in ZEROS:
+        return outputs[0].zero_
+    if call.function in COPIES:
+        return functools.partial(outputs[0].copy_, args[0])
+    variant = _find_out_variant(call.function)
+    if variant is None or any(output is None for output in outputs):
+        return functools.partial(_copy_results, outputs, call.function, *args, **kwargs)
+    operation, names = variant
+    return functools.partial(operation, *args, **kwargs, **dict(zip(names, outputs, strict=True)))
+
+
+class Replay:
+    """A function of tensors, recorded.
+
+    Parameters
+    ----------
+    function : callable
+        Of `inputs`; returns a list of tensors. What else it reads or changes must stay in place.
+    inputs : tuple of Tensor
+
+    Attributes
+    ----------
+    results : list of Tensor
+        What the last call gave; the next call writes over it.
+
+    Raises
+    ------
+    RefusedError
+        If the function reads values, or makes tensors whose shapes depend on the data.
+    """
+
+    def __init__(self, function, *inputs):
+        # An axis that all models share is stored once.
+        self.inputs = [t[:1].clone().expand_as(t) if t.stride(0) == 0 else t.clone() for t in inputs]
+        if inputs[0].is_cuda:
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.results = function(*self.inputs)
+            return
+        with _Recorder() as recorder, _Reads():
+            self.results = function(*self.inputs)
+        self.graph = None
+        calls = _select(recorder.calls, {_get_address(t) for t in self.results})
+        self.steps = [_make_step(call) for call in calls if call.function not in EMPTY]
+
+    @torch.no_grad()
+    def __call__(self, *inputs):
+        for place, given in zip(self.inputs, inputs, strict=True):
+            (place[:1] if place.stride(0) == 0 else place).copy_(given[:1] if place.stride(0) == 0 else given)
+        if self.graph is not None:
+            self.graph.replay()
+        else:
+            for step in self.steps:
+                step()
+        return self.results

@@ -1,0 +1,638 @@
+"""Many copies of one architecture, one per seed, trained side by side.
+
+A :class:`Stack` behaves as a list of modules that are trained one after the other, and is checked against
+exactly that on its first batch. Where the copies can be computed together they are, by `vmap`; where they
+cannot (a module reads values, `vmap` does not know an operation, the results differ) they run one by one.
+"""
+
+import copy
+import os
+import random
+import warnings
+from contextlib import contextmanager, nullcontext
+
+import numpy as np
+import torch
+from torch import nn
+from torch.func import functional_call, vmap
+from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+
+from mnist1d.engine.draws import Draws
+from mnist1d.engine.kernels import find_layers, swapped
+from mnist1d.engine.replay import RefusedError, Replay
+from mnist1d.utils import set_seed
+
+__all__ = ["ReplayError", "Stack"]
+
+# Of these optimisers a step treats every number by itself, so that one of them serves all models.
+ELEMENTWISE = {
+    getattr(torch.optim, name)
+    for name in ["SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adadelta", "Adagrad", "RMSprop", "Rprop", "ASGD"]
+}
+CHECK_EVERY = 200  # steps between comparisons of a replay with autograd
+MAX_RECORDINGS = 4
+# Largest difference between two ways to compute a number, relative to the largest number of its kind in a model.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+
+
+class ReplayError(RuntimeError):
+    """A replayed step differs from autograd, some steps after the last comparison at which it did not."""
+
+
+class _Objective(nn.Module):
+    """A module and what is computed with it, as one module that maps a batch to a loss."""
+
+    def __init__(self, module, objective):
+        super().__init__()
+        self.module = module
+        self.objective = objective
+
+    def forward(self, *batch):
+        return self.objective(self.module, *batch)
+
+
+@contextmanager
+def _keep_random_state():
+    """Leave the global random states of python, numpy and torch as they were."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+def _copy_module(module):
+    """A deep copy that shares no memory; what pruning or weight norm left in attributes is copied as values."""
+    memo = {}
+    for part in module.modules():
+        for value in [*vars(part).values(), *part._buffers.values()]:
+            if isinstance(value, torch.Tensor):
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(module, memo)
+
+
+def _get_python_state(module):
+    """The numbers, words and truth values in a module's attributes, which a recording would never see change."""
+    plain = (int, float, str, bool, complex, type(None))
+
+    def freeze(value, depth=2):
+        if isinstance(value, plain):
+            return value
+        if depth and isinstance(value, (list, tuple)):
+            return tuple(freeze(v, depth - 1) for v in value[:100])
+        if depth and isinstance(value, dict):
+            return tuple((str(k), freeze(v, depth - 1)) for k, v in list(value.items())[:100])
+        return id(type(value))
+
+    skip = {"_parameters", "_buffers", "_modules", "forward"}
+    return [
+        (name, freeze(value))
+        for part in module.modules()
+        for name, value in vars(part).items()
+        if name not in skip and not name.endswith("_hooks")
+    ]
+
+
+def _is_close(ours, plain, scale=None):
+    """Whether two tensors [seed, ...] agree to rounding, NaN and infinity included."""
+    if ours.shape != plain.shape or ours.dtype != plain.dtype:
+        return False
+    if not (plain.is_floating_point() or plain.is_complex()):
+        return bool((ours == plain).all())
+    tolerance = TOLERANCE.get(torch.float64 if plain.dtype == torch.complex128 else plain.dtype, 2e-4)
+    finite = plain.isfinite()
+    if not torch.equal(finite, ours.isfinite()):
+        return False
+    largest = (
+        torch.where(finite, plain, 0).abs().reshape(len(plain), -1).amax(1) if plain[0].numel() else plain.new_zeros(1)
+    )
+    largest = torch.maximum(largest, scale) if scale is not None else largest
+    difference = torch.where(finite, ours - plain, 0).abs().reshape(len(plain), -1)
+    return bool((difference <= tolerance * largest[:, None] + 1e-30).all())
+
+
+class Stack:
+    """Models of one architecture, one per seed, and their optimiser: all that a training loop needs.
+
+    Parameters
+    ----------
+    build : callable
+        ``build()`` returns an ``nn.Module``. Model i is built after python, numpy and torch were seeded with
+        ``seeds[i]``, and draws on from there; the global random states are left as they were.
+    seeds : sequence of int
+    loss : callable
+        Maps one model's outputs and targets to a scalar, as ``F.cross_entropy`` does.
+    objective : callable, optional
+        ``objective(model, *batch)`` returns one model's scalar loss; by default ``loss(model(x), y)``.
+    optimizer : {"adam", "sgd"} or callable
+        A callable maps one model's parameters to a ``torch.optim.Optimizer``.
+    learning_rate : float or sequence of float
+        One for all, or one per seed. With a callable `optimizer` only a sequence counts, in place of its own.
+    momentum, weight_decay : float
+        Of the optimisers that are given by name.
+    state : dict, optional
+        Name to tensor [seed, ...]: initial parameters and buffers in place of what `build` drew.
+    device : torch.device or str
+    example : tuple of Tensor, optional
+        A batch [seed, example, ...], for modules that take their shapes from the first one (lazy layers).
+    replay : bool, optional
+        Record a step and replay it; by default unless the environment variable MNIST1D_REPLAY is 0.
+
+    Attributes
+    ----------
+    params, buffers : dict of str to Tensor
+        The state of all models, [seed, ...]. Change it in place.
+    grads : dict of str to (Tensor or None)
+        What the last :meth:`backward` left, [seed, ...]; change it in place before :meth:`step`.
+    stacked : bool or None
+        Whether the models are computed together; None before the first batch.
+    """
+
+    def __init__(
+        self,
+        build,
+        seeds,
+        *,
+        loss=F.cross_entropy,
+        objective=None,
+        optimizer="adam",
+        learning_rate=1e-2,
+        momentum=0.0,
+        weight_decay=0.0,
+        state=None,
+        device="cpu",
+        example=None,
+        replay=None,
+    ):
+        self.seeds = [int(seed) for seed in seeds]
+        self.loss, self.objective = loss, objective
+        self.modules, self._rng = [], []
+        with _keep_random_state():
+            for i, seed in enumerate(self.seeds):
+                set_seed(seed)
+                module = build()
+                if not isinstance(module, nn.Module):
+                    raise ValueError(f"build: returned {type(module).__name__}; must return a torch.nn.Module")
+                module = module.to(device)
+                if any(is_lazy(p) for p in [*module.parameters(), *module.buffers()]):
+                    if example is None:
+                        raise ValueError("build: the module is lazy; pass a batch as `example`")
+                    with torch.no_grad():
+                        module.eval()(example[0][i])
+                    module.train()
+                self.modules.append(module)
+                self._rng.append(torch.get_rng_state())
+        self.params = self._stack("named_parameters")
+        self.buffers = self._stack("named_buffers")
+        self._load(state or {})
+        self.grads = dict.fromkeys(self.params)
+        self.stacked = None
+        self._template = self._layers = None
+        self._is_random, self._was_evaluated, self._evaluates_together = False, False, True
+        self._replay = os.environ.get("MNIST1D_REPLAY", "1") != "0" if replay is None else replay
+        self._recordings, self._since_check, self.checked = {}, 0, 0
+        self._make_optimizers(optimizer, learning_rate, momentum, weight_decay)
+
+    def __len__(self):
+        return len(self.seeds)
+
+    # State -----------------------------------------------------------------------------------------------------
+
+    def _stack(self, getter):
+        """The state of all modules as tensors [seed, ...], of which the modules' own become views."""
+        named = [dict(getattr(module, getter)()) for module in self.modules]
+        stacked = {}
+        for name, first in named[0].items():
+            own = [n.get(name) for n in named]
+            if any(t is None or t.shape != first.shape or t.dtype != first.dtype for t in own):
+                raise ValueError(f"build: {name} is not alike in all copies; must have one shape and dtype")
+            stacked[name] = torch.stack([t.detach() for t in own])
+            for part, t in zip(stacked[name], own, strict=True):
+                t.data = part
+            if getter == "named_parameters":
+                stacked[name].requires_grad_(first.requires_grad)
+        return stacked
+
+    @torch.no_grad()
+    def _load(self, state):
+        known = {**self.params, **self.buffers}
+        for name, value in state.items():
+            if name not in known:
+                raise ValueError(f"state: has {name!r}; must be among {', '.join(known)}")
+            if value.shape != known[name].shape:
+                raise ValueError(
+                    f"state: {name} has shape {tuple(value.shape)}; "
+                    f"must be {tuple(known[name].shape)}, one value per seed in front"
+                )
+            known[name].copy_(value)
+
+    def get_module(self, i):
+        """Model i as a module of its own, its state shared with nothing."""
+        self._sync_buffers(i)
+        return _copy_module(self.modules[i])
+
+    def _sync_buffers(self, i):
+        """A buffer that the module has replaced goes back to its place."""
+        for name, buffer in self.modules[i].named_buffers():
+            own = self.buffers.get(name)
+            if own is not None and buffer.data_ptr() != own[i].data_ptr() and buffer.shape == own[i].shape:
+                own[i].copy_(buffer.detach())
+                owner, _, leaf = name.rpartition(".")
+                self.modules[i].get_submodule(owner)._buffers[leaf] = own[i]
+
+    def state_dict(self):
+        """All that decides how training goes on, copied: models, optimiser, generators. For a checkpoint."""
+        return {
+            "params": {name: t.detach().clone() for name, t in self.params.items()},
+            "buffers": {name: t.clone() for name, t in self.buffers.items()},
+            "split": not self._elementwise,
+            "optimizers": copy.deepcopy([opt.state_dict() for opt in self.optimizers]),
+            "random": [state.clone() for state in self._rng],
+        }
+
+    def load_state_dict(self, state):
+        """Go on where :meth:`state_dict` was taken, with the same arguments on the same kind of processor."""
+        self._load({**state["params"], **state["buffers"]})
+        if state["split"] and self._elementwise:
+            self._split_optimizers()
+        for opt, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            opt.load_state_dict(copy.deepcopy(saved))
+        self._rng[:] = [s.clone() for s in state["random"]]
+
+    def __getstate__(self):
+        """Without recordings, which another process makes anew."""
+        return {**self.__dict__, "_recordings": {}}
+
+    # Optimiser ---------------------------------------------------------------------------------------------------
+
+    def _make_optimizers(self, optimizer, learning_rate, momentum, weight_decay):
+        own_rates = np.ndim(learning_rate) > 0
+        if own_rates and len(learning_rate) != len(self):
+            raise ValueError(f"learning_rate: {len(learning_rate)} rates for {len(self)} seeds; must be one each")
+        if isinstance(optimizer, str):
+            if optimizer not in ("adam", "sgd"):
+                raise ValueError(f"optimizer={optimizer!r}: must be 'adam', 'sgd' or a callable of parameters")
+            real = all(p.is_floating_point() for p in self.params.values())
+            options = {"weight_decay": weight_decay, "fused": real or None}
+            options |= {"momentum": momentum} if optimizer == "sgd" else {}
+            kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[optimizer]
+
+            def optimizer(params, i=0):
+                return kind(params, lr=float(np.broadcast_to(learning_rate, len(self))[i]), **options)
+
+            self._build_optimizer = optimizer
+        else:
+            make = optimizer
+
+            def optimizer(params, i=0):
+                opt = make(params)
+                if own_rates:
+                    for group in opt.param_groups:
+                        group["lr"] = float(learning_rate[i])
+                return opt
+
+            self._build_optimizer = optimizer
+        first = self._build_optimizer(self._own_parameters(0))
+        if not isinstance(first, torch.optim.Optimizer):
+            raise ValueError(f"optimizer: made a {type(first).__name__}; must make a torch.optim.Optimizer")
+        self._elementwise = type(first) in ELEMENTWISE and not own_rates
+        if self._elementwise:
+            whole = {id(p): self.params[name] for name, p in self.modules[0].named_parameters()}
+            groups = [{**g, "params": [whole[id(p)] for p in g["params"]]} for g in first.param_groups]
+            self.optimizers = [type(first)(groups)]
+        else:
+            self._split_optimizers()
+        self._rates = [[group["lr"] for group in opt.param_groups] for opt in self.optimizers]
+
+    def _own_parameters(self, i):
+        return [p for p in self.modules[i].parameters() if p.requires_grad]
+
+    def _split_optimizers(self):
+        """One optimiser for each model, over views of its parameters."""
+        self._elementwise = False
+        self.optimizers = [self._build_optimizer(self._own_parameters(i), i) for i in range(len(self))]
+        self._rates = [[group["lr"] for group in opt.param_groups] for opt in self.optimizers]
+
+    def step(self, factor=1.0):
+        """Let the optimiser change the parameters by their gradients.
+
+        Parameters
+        ----------
+        factor : float
+            Of the learning rate, for a schedule.
+        """
+        for opt, rates in zip(self.optimizers, self._rates, strict=True):
+            for group, rate in zip(opt.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+        if self._elementwise and self.stacked:
+            for name, p in self.params.items():
+                p.grad = self.grads[name]
+            self.optimizers[0].step()
+            return
+        for i, opt in enumerate(self.optimizers):
+            if self.stacked:
+                for name, p in self.modules[i].named_parameters():
+                    p.grad = None if self.grads[name] is None else self.grads[name][i]
+            if isinstance(opt, torch.optim.LBFGS):
+                opt.step(lambda i=i: self._closure(i))
+            else:
+                opt.step()
+
+    def _closure(self, i):
+        module = self.modules[i]
+        module.zero_grad()
+        loss = self.compute_loss(module, *(t[i] for t in self._batch))
+        loss.backward()
+        return loss
+
+    def clip(self, max_norm):
+        """Scale each model's gradient to a norm of at most `max_norm`, as ``clip_grad_norm_`` does.
+
+        Returns
+        -------
+        Tensor, shape (seed,)
+            The norms before.
+        """
+        grads = [g for g in self.grads.values() if g is not None]
+        norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in grads]).norm(dim=0)
+        factor = (max_norm / (norms + 1e-6)).clamp(max=1.0)
+        for g in grads:
+            g.mul_(factor.view(-1, *[1] * (g.ndim - 1)))
+        return norms
+
+    # One model after the other -----------------------------------------------------------------------------------
+
+    def compute_loss(self, module, *batch):
+        """One model's scalar loss on its part of a batch."""
+        if self.objective is not None:
+            return self.objective(module, *batch)
+        return self.loss(module(batch[0]), *batch[1:])
+
+    def _backward_plain(self, batch):
+        """Losses and gradients of every model, each by itself, exactly as a loop would compute them."""
+        losses = []
+        with _keep_random_state():
+            for i, module in enumerate(self.modules):
+                torch.set_rng_state(self._rng[i])
+                module.zero_grad()
+                loss = self.compute_loss(module, *(t[i] for t in batch))
+                if not isinstance(loss, torch.Tensor) or loss.ndim:
+                    what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else repr(loss)
+                    raise ValueError(f"loss: returned {what}; must return a scalar tensor, the mean over a batch")
+                if not loss.requires_grad:
+                    raise ValueError("loss: does not depend on any parameter that requires a gradient")
+                loss.backward()
+                losses.append(loss.detach())
+                self._rng[i] = torch.get_rng_state()
+                self._sync_buffers(i)
+        named = [dict(module.named_parameters()) for module in self.modules]
+        with torch.no_grad():
+            self.grads = {}
+            for name in self.params:
+                own = [n[name].grad for n in named]
+                self.grads[name] = None
+                if any(g is not None for g in own):
+                    self.grads[name] = torch.stack(
+                        [torch.zeros_like(self.params[name][0]) if g is None else g for g in own]
+                    )
+                    for part, n, g in zip(self.grads[name], named, own, strict=True):
+                        n[name].grad = None if g is None else part  # so that a change of `grads` reaches it
+        return torch.stack(losses)
+
+    # All models together -----------------------------------------------------------------------------------------
+
+    def _call(self, function, params, buffers, *batch):
+        """``function(module, *batch)`` for every model, and the buffers after it."""
+
+        def one(params, buffers, *batch):
+            buffers = dict(buffers)
+            state = {f"module.{name}": t for name, t in {**params, **buffers}.items()}
+            out = functional_call(_Objective(self._template, function), state, batch)
+            return out, {name: state[f"module.{name}"] for name in buffers}
+
+        with swapped(self._layers):
+            if len(self) > 1:
+                return vmap(one, randomness="different")(params, buffers, *batch)
+            first = [{name: t[0] for name, t in d.items()} for d in (params, buffers)]
+            out, after = one(*first, *(t[0] for t in batch))
+            return tree_map_only(torch.Tensor, lambda t: t.unsqueeze(0), out), {
+                k: t.unsqueeze(0) for k, t in after.items()
+            }
+
+    def _is_cross_entropy(self):
+        loss = self.loss
+        plain = type(loss) is nn.CrossEntropyLoss and (
+            loss.weight is None and loss.ignore_index == -100 and loss.reduction == "mean" and not loss.label_smoothing
+        )
+        return self.objective is None and (loss is F.cross_entropy or plain)
+
+    def _backward_together(self, *batch):
+        """Losses and gradients of all models by one call of `vmap`: a list of losses and gradients."""
+        trained = {name: p.detach().requires_grad_() for name, p in self.params.items() if p.requires_grad}
+        params = {**self.params, **trained}
+        if self._is_cross_entropy() and batch[1].ndim == 2 and not batch[1].is_floating_point():
+            logits, after = self._call(lambda module, x: module(x), params, self.buffers, batch[0])
+            # With the classes on the middle axis the softmax runs along examples, and twice as fast.
+            losses = F.cross_entropy(logits.transpose(1, 2), batch[1], reduction="none").mean(1)
+        else:
+            losses, after = self._call(self.compute_loss, params, self.buffers, *batch)
+        grads = torch.autograd.grad(losses, list(trained.values()), torch.ones_like(losses), allow_unused=True)
+        with torch.no_grad():
+            for name, buffer in self.buffers.items():
+                if after[name].data_ptr() != buffer.data_ptr():
+                    buffer.copy_(after[name].detach())
+        self._used = [name for name, grad in zip(trained, grads, strict=True) if grad is not None]
+        grads = [grad for grad in grads if grad is not None]
+        return [losses.detach(), *(grad.contiguous() for grad in grads)]
+
+    def _run_together(self, batch):
+        if not self._is_random:
+            return self._backward_together(*batch)
+        with Draws(self._rng):
+            return self._backward_together(*batch)
+
+    def _keep(self, results):
+        losses, *grads = results
+        self.grads = dict.fromkeys(self.params) | dict(zip(self._used, grads, strict=True))
+        return losses
+
+    def _save_inner(self):
+        return {name: t.clone() for name, t in self.buffers.items()}, [s.clone() for s in self._rng]
+
+    def _restore_inner(self, saved):
+        for name, t in saved[0].items():
+            self.buffers[name].copy_(t)
+        self._rng[:] = saved[1]
+
+    def _decide(self, batch):
+        """Compute the first batch in both ways; go on together if they agree."""
+        try:
+            self._template = _copy_module(self.modules[0])
+            self._layers = find_layers(self._template)
+        except RuntimeError as error:
+            self._template = None
+            reason = str(error)
+        before = self._save_inner()
+        losses = self._backward_plain(batch)  # an error here is the user's own
+        plain = [losses, *(self.grads[name] for name in self.params if self.grads[name] is not None)]
+        names, after = [n for n in self.params if self.grads[n] is not None], self._save_inner()
+        self.stacked = False
+        if self._template is None:
+            return self._explain(reason, losses)
+        self._is_random = any(not torch.equal(a, b) for a, b in zip(before[1], after[1], strict=True))
+        self._restore_inner(before)
+        try:
+            together = self._run_together(batch)
+            same = self._used == names and self._agree(together, plain)
+            same &= all(_is_close(self.buffers[k], t) for k, t in after[0].items())
+            same &= not self._is_random or all(torch.equal(a, b) for a, b in zip(self._rng, after[1], strict=True))
+            reason = "computed together, the models give other numbers than one by one"
+        except Exception as error:  # whatever a module does that vmap cannot; the plain way has just worked
+            same, reason = False, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        if not same:
+            self._restore_inner(after)
+            return self._explain(reason, losses)
+        self._restore_inner(before)
+        self.stacked = True
+        return self.backward(*batch)
+
+    def _explain(self, reason, losses):
+        if len(self) > 1:
+            name = type(self.modules[0]).__name__
+            warnings.warn(f"{name} is trained one seed after the other, not together: {reason}", stacklevel=5)
+        if self._elementwise:
+            self._split_optimizers()
+        return losses
+
+    def _agree(self, ours, plain):
+        # A gradient that is zero but for rounding is compared with the largest of its model.
+        scale = torch.stack([g.abs().flatten(1).amax(1) for g in plain[1:] if g[0].numel()]).amax(0)
+        return _is_close(ours[0], plain[0]) and all(
+            _is_close(a, b, 0.01 * scale.to(b.real.dtype)) for a, b in zip(ours[1:], plain[1:], strict=True)
+        )
+
+    def _backward_replayed(self, batch):
+        """A replayed step, compared with the real one at its first uses and every few hundred steps."""
+        key = tuple((t.shape, t.dtype, t.stride(0) == 0) for t in batch)
+        if key in self._recordings:
+            self._recordings[key][1] += 1
+            replay, uses = self._recordings[key]
+            if uses > 2 and uses % CHECK_EVERY:
+                self._since_check += 1
+                return replay(*batch)
+        elif len(self._recordings) >= MAX_RECORDINGS:
+            return self._stop_replay("batches come in too many shapes", self._run_together(batch))
+        before, python = self._save_inner(), _get_python_state(self._template)
+        plain = self._run_together(batch)
+        after = self._save_inner()
+        if _get_python_state(self._template) != python:
+            return self._stop_replay("the module counts or remembers in Python", plain)
+        self._restore_inner(before)
+        try:
+            if key not in self._recordings:
+                self._recordings[key] = [Replay(self._backward_together, *batch), 0]
+                self._restore_inner(before)
+            results = self._recordings[key][0](*batch)
+        except RefusedError as error:
+            self._restore_inner(after)
+            return self._stop_replay(str(error), plain)
+        same = self._agree(results, plain) and all(_is_close(self.buffers[k], t) for k, t in after[0].items())
+        if same:
+            self._since_check, self.checked = 0, self.checked + 1
+            return results
+        if self._since_check:
+            self._restore_inner(before)
+            self._replay, self._recordings = False, {}
+            raise ReplayError(
+                f"a replayed step differs from autograd, {self._since_check} steps after the last comparison: the "
+                "module or the loss reads what changes outside of its tensors; use replay=False or MNIST1D_REPLAY=0"
+            )
+        self._restore_inner(after)
+        return self._stop_replay("the replay differs from autograd", plain)
+
+    def _stop_replay(self, reason, results):
+        self._replay, self._recordings = False, {}
+        warnings.warn(f"training steps are not replayed, which is slower: {reason}", stacklevel=5)
+        return results
+
+    def backward(self, *batch):
+        """Losses of all models on a batch; their gradients are in `grads` afterwards.
+
+        Parameters
+        ----------
+        *batch : Tensor, shape (seed, example, ...)
+            By default inputs and targets; what `objective` takes.
+
+        Returns
+        -------
+        Tensor, shape (seed,)
+
+        Raises
+        ------
+        ValueError
+            If the loss is no scalar, before anything was changed.
+        ReplayError
+            If the module or loss has read, since some steps, what a replay cannot see.
+        """
+        self._batch = batch
+        if self.stacked is None:
+            return self._decide(batch)
+        if not self.stacked:
+            return self._backward_plain(batch)
+        if self._replay and not self._is_random:
+            return self._keep(self._backward_replayed(batch)).clone()
+        return self._keep(self._run_together(batch))
+
+    def _evaluate_plain(self, function, batch):
+        outs = []
+        with _keep_random_state():
+            for i, module in enumerate(self.modules):
+                torch.set_rng_state(self._rng[i])
+                outs.append(function(module.eval(), *(t[i] for t in batch)))
+                self._rng[i] = torch.get_rng_state()
+                self._sync_buffers(i)
+        return tree_map(lambda *parts: torch.stack([torch.as_tensor(part) for part in parts]), *outs)
+
+    @torch.no_grad()
+    def evaluate(self, function, *batch):
+        """``function(model, *batch)`` for every model in evaluation mode; nothing of the models changes.
+
+        Parameters
+        ----------
+        function : callable
+            Maps one model and its part of the batch to a tensor, or a nested structure of tensors.
+        *batch : Tensor, shape (seed, ...)
+
+        Returns
+        -------
+        Tensor, shape (seed, ...), or the structure of such
+        """
+        training = [[part.training for part in module.modules()] for module in self.modules]
+        saved = self._save_inner()
+        try:
+            if not self._evaluates_together or not self.stacked:
+                return self._evaluate_plain(function, batch)
+            self._template.eval()
+            try:
+                with Draws(self._rng) if self._is_random else nullcontext():
+                    together, _ = self._call(function, self.params, copy.deepcopy(self.buffers), *batch)
+            except Exception:  # whatever vmap cannot; the plain way tells whether it is the user's error
+                self._evaluates_together = False
+                return self._evaluate_plain(function, batch)
+            if not self._was_evaluated:
+                self._restore_inner(saved)
+                plain = self._evaluate_plain(function, batch)
+                pairs = zip(tree_leaves(together), tree_leaves(plain), strict=True)
+                self._was_evaluated, self._evaluates_together = True, all(_is_close(a, b) for a, b in pairs)
+                return together if self._evaluates_together else plain
+            return together
+        finally:
+            self._restore_inner(saved)
+            copies = [*self.modules, self._template or nn.Module()]
+            for module, modes in zip(copies, [*training, training[0]], strict=True):
+                for part, mode in zip(module.modules(), modes, strict=False):
+                    part.training = mode
