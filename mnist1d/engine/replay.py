@@ -145,7 +145,7 @@ def _make_step(call, draws):
             return functools.partial(draws.run, call.function, *args, **kwargs)
         return functools.partial(_copy_results, outputs, draws.run, call.function, *args, **kwargs)
     if call.changes and not call.makes:
-        return functools.partial(call.function, *args, **kwargs)
+        return functools.partial(call.function._op, *args, **kwargs)
     if call.function in ZEROS:
         return outputs[0].zero_
     if call.function in COPIES:
@@ -154,7 +154,7 @@ def _make_step(call, draws):
     if variant is None or call.function in WITHOUT_OUT or any(output is None for output in outputs):
         return functools.partial(_copy_results, outputs, call.function, *args, **kwargs)
     operation, names = variant
-    return functools.partial(operation, *args, **kwargs, **dict(zip(names, outputs, strict=True)))
+    return functools.partial(operation._op, *args, **kwargs, **dict(zip(names, outputs, strict=True)))
 
 
 class Replay:

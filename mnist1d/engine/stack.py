@@ -121,6 +121,8 @@ def _freeze_function(function):
         return _freeze_function(function.func), _freeze((function.args, function.keywords))
     if isinstance(function, nn.Module):
         return _freeze_module(function)
+    if (getattr(function, "__module__", None) or "").partition(".")[0] == "torch":
+        return id(function)
     code = getattr(function, "__code__", None)
     if code is None:
         return _freeze(getattr(function, "__self__", None)), _freeze(getattr(function, "__dict__", None))
@@ -537,8 +539,7 @@ class Stack:
                 together = self._run_together(batch)
                 if self._get_python_state() != python:
                     raise RefusedError("the module counts or remembers in Python")
-            same = self._used == names and self._agree(together, plain)
-            same &= all(_is_close(self.buffers[k], t) for k, t in after[0].items())
+            same = self._used == names and self._agree(together, plain, self.buffers, after[0])
             same &= all(torch.equal(a, b) for a, b in zip(self._rng, after[1], strict=True))
             reason = "computed together, the models give other numbers than one by one"
         except Exception as error:  # whatever a module does that vmap cannot; the plain way has just worked
@@ -558,11 +559,19 @@ class Stack:
             self._split_optimizers()
         return losses
 
-    def _agree(self, ours, plain):
+    def _agree(self, ours, plain, our_buffers, plain_buffers):
+        """Whether losses, gradients and buffers are the same to rounding, of all models that have not diverged."""
+        alive = plain[0].isfinite()
+        ours, plain = [t[alive] for t in ours], [t[alive] for t in plain]
+        if not alive.any():
+            return True
         # A gradient that is zero but for rounding is compared with the largest of its model.
-        scale = torch.stack([g.abs().flatten(1).amax(1) for g in plain[1:] if g[0].numel()]).amax(0)
-        return _is_close(ours[0], plain[0]) and all(
-            _is_close(a, b, 0.01 * scale.to(b.real.dtype)) for a, b in zip(ours[1:], plain[1:], strict=True)
+        scale = torch.stack([g.abs().flatten(1).amax(1).double() for g in plain[1:] if g[0].numel()]).amax(0)
+        pairs = zip(ours[1:], plain[1:], strict=True)
+        return (
+            _is_close(ours[0], plain[0])
+            and all(_is_close(a, b, 0.01 * scale.to(b.real.dtype)) for a, b in pairs)
+            and all(_is_close(our_buffers[name][alive], t[alive]) for name, t in plain_buffers.items())
         )
 
     def _backward_replayed(self, batch):
@@ -595,7 +604,7 @@ class Stack:
         except RefusedError as error:
             self._restore_inner(after)
             return self._stop_replay(str(error), plain)
-        same = self._agree(results, plain) and all(_is_close(self.buffers[k], t) for k, t in after[0].items())
+        same = self._agree(results, plain, self.buffers, after[0])
         same &= all(torch.equal(a, b) for a, b in zip(self._rng, after[1], strict=True))
         if same:
             self._since_check, self.checked = 0, self.checked + 1
