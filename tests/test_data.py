@@ -314,7 +314,7 @@ def test_plot_signals(tmp_path):
         mnist1d.plot_signals(templates["x"], templates["t"], args=get_dataset_args(), do_transform=True, dark_mode=True)
     assert len(fig.axes) == 10 and fig.axes[3].get_title() == f"label={data['y'][3]}"
     plt.close("all")
-    with pytest.raises(ValueError, match="args is None"):
+    with pytest.raises(ValueError, match="args=None"):
         mnist1d.plot_signals(data["x"], data["t"], do_transform=True)
 
 
