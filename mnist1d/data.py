@@ -4,7 +4,6 @@ import difflib
 import hashlib
 import inspect
 import json
-import math
 import numbers
 import os
 import pickle
@@ -52,7 +51,6 @@ DEFAULTS = {
 
 # What the generator can do beyond Table 2.
 OPTIONS = {"label_noise": 0.0, "validation_split": 0.0, "factors": False}
-SCALES = ("scale_coeff", "corr_noise_scale", "iid_noise_scale", "shear_scale")
 # What people write, where the spelling alone does not tell what they mean.
 SYNONYMS = {
     "corr_noise": "corr_noise_scale",
@@ -145,6 +143,8 @@ def _read_args(args, changes):
                 given[name] = getattr(args, name)
             except (AttributeError, KeyError):
                 continue
+        values = (numbers.Number, str, bytes, list, tuple, set, np.ndarray)
+        require(given or not isinstance(args, values), "args", args, "an object with attributes, or a mapping")
         for name, value in inspect.getmembers_static(args):
             other = name in DEFAULTS or name in OPTIONS or callable(value) or hasattr(type(value), "__get__")
             if not other and not name.startswith("_") and (meant := _nearest(name, 0.8)):
@@ -167,7 +167,7 @@ def _read_template(template):
     for name, ndim in (("x", 2), ("t", 1), ("y", 1)):
         try:
             array = np.asarray(template[name])
-        except ValueError:
+        except (ValueError, TypeError, RuntimeError):
             raise ValueError(f"template[{name!r}]: must be one array, its rows of the same length") from None
         shape = f"template[{name!r}] has shape {array.shape} and type {array.dtype}"
         if array.ndim != ndim or not array.size:
@@ -186,46 +186,39 @@ def _read_template(template):
 
 def _check(args, template):
     """The arguments as plain numbers, or a ValueError that names the first bad one, its value and the rule."""
-    fraction = "a fraction from 0 to 1"
+    args, classes = dict(args), len(template["y"])
 
-    def is_number(name, high):
-        value = args[name]
-        good = isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_))
-        return good and math.isfinite(value) and 0 <= value <= high
+    def check(name, good, rule):
+        require(good, name, args[name], rule)
 
-    args = dict(args)
-    classes = len(template["y"])
-    n = check_integer(args["num_samples"], "num_samples", classes, LARGEST, f"an integer, {classes} (classes) or more")
-    args["num_samples"] = n - n % classes
-    if n % classes:
-        warnings.warn(f"num_samples={n} is rounded down to {args['num_samples']}, {classes} classes", stacklevel=4)
+    def check_float(name, high, rule):
+        real = isinstance(args[name], numbers.Real) and not isinstance(args[name], bool)
+        check(name, real and 0 <= args[name] <= high, rule)
+        args[name] = float(args[name])
+
+    rule = f"an integer, {classes} (one sample a class) or more"
+    given = check_integer(args["num_samples"], "num_samples", classes, LARGEST, rule)
+    n = args["num_samples"] = given - given % classes
+    if n < given:
+        warnings.warn(f"num_samples={given} is rounded down to {n}, which {classes} classes divide", stacklevel=4)
     for name in ("template_len", "final_seq_length"):
         args[name] = check_integer(args[name], name, 1, LARGEST)
     args["padding"] = check_padding(args["padding"])
     args["max_translation"] = check_translation(args["max_translation"], args["template_len"] + args["padding"][1])
-    for name in SCALES:
-        require(is_number(name, 1e50), name, args[name], "a finite number from 0 to 1e50")
+    for name in ("scale_coeff", "corr_noise_scale", "iid_noise_scale", "shear_scale"):
+        check_float(name, 1e50, "a finite number from 0 to 1e50")
     for name in ("train_split", "label_noise", "validation_split"):
-        require(is_number(name, 1), name, args[name], fraction)
-    for name in (*SCALES, "train_split", "label_noise", "validation_split"):
-        args[name] = float(args[name])
+        check_float(name, 1, "a fraction from 0 to 1")
     for name in ("shuffle_seq", "factors"):
-        good = isinstance(args[name], (bool, np.bool_)) or (
-            isinstance(args[name], numbers.Integral) and args[name] in (0, 1)
-        )
-        require(good, name, args[name], "True or False")
+        check(name, isinstance(args[name], (numbers.Integral, np.bool_)) and args[name] in (0, 1), "True or False")
         args[name] = bool(args[name])
-    n, split = args["num_samples"], args["train_split"]
-    train = int(n * split)
-    require(train > 0, "train_split", split, f"a fraction that leaves training samples, of {n} none is left")
-    require(
-        split == 1 or train < n, "train_split", split, f"1 (no test set) or leave test samples, of {n} none is left"
-    )
-    labels = len(np.unique(template["y"]))
-    require(not args["label_noise"] or labels > 1, "label_noise", args["label_noise"], "0 where there is one label")
+    train = int(n * args["train_split"])
+    check("train_split", train > 0, f"a fraction that leaves training samples, which of {n} it does not")
+    check("train_split", train < n or args["train_split"] == 1, f"1, or leave test samples, which of {n} it does not")
+    check("label_noise", not args["label_noise"] or len(np.unique(template["y"])) > 1, "0 where there is one label")
     if args["seed"] is not None:
-        rule = "an integer from 0 to 2**32 - 1, or None for a fresh one"
-        args["seed"] = check_integer(args["seed"], "seed", 0, 2**32 - 1, rule)
+        check_integer(args["seed"], "seed", 0, 2**32 - 1, "an integer from 0 to 2**32 - 1, or None for a fresh one")
+        args["seed"] = int(args["seed"])
     return args
 
 
@@ -331,8 +324,8 @@ def _generate(args, template):
         positions = rng.permutation(args["final_seq_length"])
         columns |= {name: columns[name][:, positions] for name in signals}
     mean, std = columns["x"].mean(), columns["x"].std()
-    flat = columns["x"].min() == columns["x"].max()
-    require(not flat, "iid_noise_scale", args["iid_noise_scale"], "above 0 where nothing else makes the signals vary")
+    varies = std > 1e-100 and columns["x"].min() < columns["x"].max()
+    require(varies, "iid_noise_scale", args["iid_noise_scale"], "above 0 where nothing else makes the signals vary")
     columns |= {name: (columns[name] - mean) / std for name in signals}
     t = _positions(template["t"], args) / std
 
@@ -444,17 +437,24 @@ def _write_cache(path, key, data):
         file.write(content)
 
 
-def _read_cache(path, content, key):
+def _is_ours(path):
+    """Whether get_dataset wrote a file, which may have been cut off or have one wrong byte where it begins."""
+    with open(path, "rb") as file:
+        start = file.read(len(CACHE))
+    return sum(a != b for a, b in zip(start, CACHE, strict=False)) <= (len(start) == len(CACHE))
+
+
+def _read_cache(path, key):
     """The dataset in a file that get_dataset wrote, or None, and the reason."""
-    start = len(CACHE) + 64 + 64 + 1
-    digest = hashlib.sha256(memoryview(content)[start:]).hexdigest().encode()
-    whole = content[: len(CACHE)] == CACHE and content[start - 65 : start] == digest + b"0"
-    if whole and content[len(CACHE) :][:64] != key.encode():
-        return None, "held a dataset of other arguments"
     try:
-        if not whole:
+        with open(path, "rb") as file:
+            start = file.read(len(CACHE)), file.read(64), file.read(64 + 1)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if (start[0], start[2]) != (CACHE, f"{digest}0".encode()):
             raise pickle.UnpicklingError("it is not as it was written")
-        return from_pickle(path), "written by get_dataset"
+        if start[1] != key.encode():
+            return None, "held a dataset of other arguments"
+        return from_pickle(path), "was read"
     except pickle.UnpicklingError as error:
         warnings.warn(f"{path} could not be read ({error}); it is replaced", stacklevel=3)
         return None, "was damaged"
@@ -526,20 +526,18 @@ def get_dataset(
     args, template = _resolve(args, kwargs.pop("template", None), kwargs)
     path = expand(f"./mnist1d_data{'_shuffle' if args['shuffle_seq'] else ''}.pkl" if path is None else path)
     key = _digest_arguments(args, template)
-    content, reason = b"", "did not exist"
-    if os.path.exists(path):
-        content, reason = path.read_bytes(), "was to be made anew"
-    ours = CACHE.startswith(content[: len(CACHE)]) or CACHE[-8:] in content[: len(CACHE)]
-    if reason != "did not exist" and not regenerate:
+    exists = os.path.exists(path)
+    ours = not exists or _is_ours(path)
+    reason = "was to be made anew" if exists else "did not exist"
+    if exists and not regenerate:
         if ours:
-            data, reason = _read_cache(path, content, key)
+            data, reason = _read_cache(path, key)
         else:
-            data, reason = _read_foreign(path, key == _digest_arguments(*_resolve(None, None, {}))), "was another's"
+            data = _read_foreign(path, key == _digest_arguments(*_resolve(None, None, {})))
         if data is not None:
             if verbose:
                 print(f"Read {path}")
             return data
-    del content
     data = _generate(args, template)
     if not ours:
         warnings.warn(f"{path} was not written by get_dataset and stays; the new dataset is not kept", stacklevel=2)
@@ -585,8 +583,10 @@ def reorder(data: Mapping[str, Any], order: Sequence[int]) -> dict[str, Any]:
 def _is_frozen(data):
     """Whether the arrays are those of FROZEN_SHA256."""
     for name, digest in FROZEN_SHA256.items():
-        array, kind = np.asarray(data[name]), "<f4" if name.startswith("x") else "<i8"
-        if array.dtype.kind not in "iuf" or hashlib.sha256(array.astype(kind).tobytes()).hexdigest() != digest:
+        array, kind = data[name], "<f4" if name.startswith("x") else "<i8"
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "iuf":
+            return False
+        if hashlib.sha256(array.astype(kind).tobytes()).hexdigest() != digest:
             return False
     return True
 
