@@ -212,9 +212,8 @@ def _check(args, template):
     for name in ("shuffle_seq", "factors"):
         check(name, isinstance(args[name], (numbers.Integral, np.bool_)) and args[name] in (0, 1), "True or False")
         args[name] = bool(args[name])
-    train = int(n * args["train_split"])
-    check("train_split", train > 0, f"a fraction that leaves training samples, which of {n} it does not")
-    check("train_split", train < n or args["train_split"] == 1, f"1, or leave test samples, which of {n} it does not")
+    rule = f"a fraction that leaves training samples, of {n} none is left"
+    check("train_split", n * args["train_split"] >= 1, rule)
     check("label_noise", not args["label_noise"] or len(np.unique(template["y"])) > 1, "0 where there is one label")
     if args["seed"] is not None:
         check_integer(args["seed"], "seed", 0, 2**32 - 1, "an integer from 0 to 2**32 - 1, or None for a fresh one")
@@ -575,7 +574,7 @@ def reorder(data: Mapping[str, Any], order: Sequence[int]) -> dict[str, Any]:
     order, length = np.asarray(order), data["x"].shape[1]
     is_permutation = order.shape == (length,) and order.dtype.kind in "iu" and (np.sort(order) == range(length)).all()
     if not is_permutation:
-        raise ValueError(f"order={order!r}: must name each of the {length} positions once")
+        raise ValueError(f"order={order.tolist()!r}: must name each of the {length} positions once")
     signals = [name + suffix for name in ("x", "clean") for suffix in ("", "_val", "_test")]
     return {**data, **{name: data[name][:, order] for name in signals if name in data}}
 

@@ -274,9 +274,16 @@ def test_two_processes_fill_the_cache_at_once(files, tiny, make_mirror, tmp_path
 def test_find_data_prefers_the_folder(monkeypatch, tmp_path):
     monkeypatch.setattr(images.platformdirs, "user_cache_dir", lambda name: str(tmp_path / "cache"))
     monkeypatch.setenv("MNIST1D_DATA", str(tmp_path / "folder"))
-    assert images.find_data("a.json") is None
+    with pytest.raises(ValueError, match=r"MNIST1D_DATA='.*folder': must be a folder that is there"):
+        images.find_data("a.json")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "folder").mkdir()
+    for folder in (tmp_path / "folder", "~/folder"):
+        monkeypatch.setenv("MNIST1D_DATA", str(folder))
+        assert images.find_data("a.json") is None
     for folder in ("cache", "folder"):
-        (tmp_path / folder).mkdir()
+        (tmp_path / folder).mkdir(exist_ok=True)
         (tmp_path / folder / "a.json").write_text("{}")
         assert images.find_data("a.json") == tmp_path / folder / "a.json"
 
