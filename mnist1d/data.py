@@ -192,9 +192,9 @@ def _check(args, template):
         require(good, name, args[name], rule)
 
     def check_float(name, high, rule):
-        real = isinstance(args[name], numbers.Real) and not isinstance(args[name], bool)
-        check(name, real and 0 <= args[name] <= high, rule)
-        args[name] = float(args[name])
+        value = args[name].item() if isinstance(args[name], np.generic) else args[name]
+        check(name, isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 <= value <= high, rule)
+        args[name] = float(value)
 
     rule = f"an integer, {classes} (one sample a class) or more"
     given = check_integer(args["num_samples"], "num_samples", classes, LARGEST, rule)
