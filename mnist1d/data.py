@@ -52,16 +52,7 @@ DEFAULTS = {
 # What the generator can do beyond Table 2.
 OPTIONS = {"label_noise": 0.0, "validation_split": 0.0, "factors": False}
 # What people write, where the spelling alone does not tell what they mean.
-SYNONYMS = {
-    "corr_noise": "corr_noise_scale",
-    "iid_noise": "iid_noise_scale",
-    "length": "final_seq_length",
-    "noise": "iid_noise_scale",
-    "random_state": "seed",
-    "shift": "max_translation",
-    "shuffle": "shuffle_seq",
-    "test_size": "train_split",
-}
+SYNONYMS = {"length": "final_seq_length", "noise": "iid_noise_scale", "random_state": "seed"}
 
 # Numbers transformed at once, 500 samples of the default length: their arrays fit into a processor's cache.
 CHUNK = 36_000
@@ -147,7 +138,7 @@ def _read_args(args, changes):
         require(given or not isinstance(args, values), "args", args, "an object with attributes, or a mapping")
         for name, value in inspect.getmembers_static(args):
             other = name in DEFAULTS or name in OPTIONS or callable(value) or hasattr(type(value), "__get__")
-            if not other and not name.startswith("_") and (meant := _nearest(name, 0.8)):
+            if not other and not name.startswith("_") and (meant := _nearest(name, 0.75)):
                 warnings.warn(f"args.{name} has no effect; did you mean {meant!r}?", stacklevel=4)
     given |= changes
     for name in given:
@@ -429,13 +420,6 @@ def _digest_arguments(args, template):
     return digest.hexdigest()
 
 
-def _write_cache(path, key, data):
-    content = pickle.dumps(data, protocol=5)
-    with open_for_rename(path) as file:
-        file.write(CACHE + key.encode() + hashlib.sha256(content).hexdigest().encode() + b"0")
-        file.write(content)
-
-
 def _is_ours(path):
     """Whether get_dataset wrote a file, which may have been cut off or have one wrong byte where it begins."""
     with open(path, "rb") as file:
@@ -471,14 +455,12 @@ def _read_foreign(path, is_default):
         if not good or len(data["x"]) != len(data["y"]) or len(data["x_test"]) != len(data["y_test"]):
             raise pickle.UnpicklingError(f"it holds no {', '.join(keys)} that belong together")
     except (pickle.UnpicklingError, TypeError) as error:
-        raise ValueError(
-            f"path={str(path)!r}: must be a dataset or a new file; this one is left as it is ({error})"
-        ) from error
+        rule = f"a dataset or a new file; this one is left as it is ({error})"
+        raise ValueError(f"path={str(path)!r}: must be {rule}") from error
     if _is_frozen(data):
         return data if is_default else None
-    warnings.warn(
-        f"{path} was not written by get_dataset: it is read as it is, whatever the arguments say", stacklevel=3
-    )
+    text = f"{path} was not written by get_dataset: it is read as it is, whatever the arguments say"
+    warnings.warn(text, stacklevel=3)
     return data
 
 
@@ -541,8 +523,11 @@ def get_dataset(
     if not ours:
         warnings.warn(f"{path} was not written by get_dataset and stays; the new dataset is not kept", stacklevel=2)
         return data
+    content = pickle.dumps(data, protocol=5)
     try:
-        _write_cache(path, key, data)
+        with open_for_rename(path) as file:
+            file.write(CACHE + key.encode() + hashlib.sha256(content).hexdigest().encode() + b"0")
+            file.write(content)
     except OSError as error:
         warnings.warn(f"{path} cannot be written ({error}): the dataset is not kept", stacklevel=2)
         return data
@@ -652,6 +637,5 @@ def to_torch(data: Mapping[str, Any], split: str = "train") -> "TensorDataset":
     splits = [name for name, key in (("train", "x"), ("val", "x_val"), ("test", "x_test")) if key in data]
     require(split in splits, "split", split, f"one of {splits}")
     x, y = data["x" + suffix], data["y" + suffix]
-    return torch.utils.data.TensorDataset(
-        torch.as_tensor(x, dtype=torch.float32), torch.as_tensor(y, dtype=torch.int64)
-    )
+    x, y = torch.as_tensor(x, dtype=torch.float32), torch.as_tensor(y, dtype=torch.int64)
+    return torch.utils.data.TensorDataset(x, y)

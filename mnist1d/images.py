@@ -99,7 +99,8 @@ def _fetch(files, mirrors, seconds):
 
     A file whose sum is wrong is never used: in the cache it is reported and replaced.
     """
-    found, reasons = {}, []
+    folder = os.environ.get("MNIST1D_DATA")
+    found, reasons = {}, [f"it is not in {folder}"] if folder else []
     for name, digest in files.items():
         path = _cache() / name
         if path.is_file():
@@ -135,9 +136,7 @@ def _read_npz(path, shape):
 @functools.lru_cache(maxsize=2)
 def _read_checked(path, shape, _):
     """The arrays of a file as it was at one time. Their sizes are checked before one is read."""
-    rule = (
-        f"an npz file of {', '.join(KEYS)}, uint8 images {shape} and as many labels from 0 to 9, {MOST} at most a split"
-    )
+    rule = f"an npz file of {', '.join(KEYS)}: uint8 images {shape}, as many labels from 0 to 9, {MOST} at most"
     with open(path, "rb") as opened:
         try:
             with zipfile.ZipFile(opened) as archive:
@@ -186,11 +185,6 @@ def _read_idx(content):
     return array.copy() if array.ndim > 1 else array.astype(np.int64)
 
 
-def _describe_folder(name):
-    folder = os.environ.get("MNIST1D_DATA")
-    return f"{name} is not in {folder}; " if folder else ""
-
-
 def load_mnist() -> dict[str, np.ndarray | str]:
     """MNIST, from ``mnist.npz`` in the folder MNIST1D_DATA, else the cache, else a mirror of the original files.
 
@@ -212,8 +206,7 @@ def load_mnist() -> dict[str, np.ndarray | str]:
         files = _fetch(MNIST_SHA256, MNIST_MIRRORS, seconds=30)
         return {**dict(zip(KEYS, map(_read_idx, files), strict=True)), "name": "MNIST"}
     except OSError as error:
-        where = _describe_folder("mnist.npz")
-        warnings.warn(f"MNIST could not be fetched; 8x8 digits take its place ({where}{error})", stacklevel=2)
+        warnings.warn(f"MNIST could not be fetched; 8x8 digits take its place ({error})", stacklevel=2)
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -244,8 +237,7 @@ def load_cifar10() -> dict[str, np.ndarray | str] | None:
     try:
         (content,) = _fetch(CIFAR10_SHA256, CIFAR10_MIRRORS, seconds=300)
     except OSError as error:
-        where = _describe_folder("cifar10_subset.npz")
-        warnings.warn(f"CIFAR-10 could not be fetched ({where}{error})", stacklevel=2)
+        warnings.warn(f"CIFAR-10 could not be fetched ({error})", stacklevel=2)
         return None
     data = {"name": "CIFAR-10"}
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
