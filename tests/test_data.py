@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import random
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -468,7 +469,7 @@ def test_noisy_and_clean_are_pairs_for_denoising():
     weights = np.linalg.lstsq(x, data["clean"], rcond=None)[0]
     before = np.mean((data["x_test"] - data["clean_test"]) ** 2)
     after = np.mean((x_test @ weights - data["clean_test"]) ** 2)
-    assert 0 < after < 0.8 * before
+    assert (round(before, 2), round(after, 2)) == (0.32, 0.16)  # as README says
 
 
 def test_a_linear_regression_explains_most_of_the_shear():
@@ -477,7 +478,7 @@ def test_a_linear_regression_explains_most_of_the_shear():
     x_test = np.c_[data["x_test"], np.ones(len(data["x_test"]))]
     weights = np.linalg.lstsq(x, data["shear"], rcond=None)[0]
     residual = data["shear_test"] - x_test @ weights
-    assert 0.7 < 1 - residual.var() / data["shear_test"].var() < 0.9
+    assert 0.75 < 1 - np.mean(residual**2) / data["shear_test"].var() < 0.82
 
 
 # Memory
@@ -651,7 +652,7 @@ def test_an_error_of_the_system_is_no_damage(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"cache\.pkl"):
         get_dataset({"num_samples": 100}, path=path, verbose=False)
     assert path.read_bytes() == content
-    with pytest.raises(OSError, match=str(tmp_path)):
+    with pytest.raises(OSError, match=re.escape(str(tmp_path))):
         get_dataset({"num_samples": 100}, path=tmp_path)
 
 
