@@ -13,7 +13,7 @@ from contextlib import nullcontext
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 __all__ = ["RefusedError", "Replay"]
 
@@ -114,6 +114,41 @@ def _select(calls, results):
     return selected
 
 
+def _can_overwrite(call, tensor):
+    """Whether an operation goes through this argument and its output number by number, side by side."""
+    together = [t for t in _get_tensors((call.args, call.kwargs)) if _get_address(t) == _get_address(tensor)]
+    is_elementwise = torch.Tag.pointwise in call.function.tags and len(call.outputs) == 1
+    return is_elementwise and all(_get_layout(t)[1:] == _get_layout(call.outputs[0])[1:] for t in together)
+
+
+def _plan_memory(calls, results):
+    """Where to put what the calls make: address to storage.
+
+    What is not needed any more gives its memory to what comes next, and an elementwise operation writes over
+    its argument, so that the same memory is used again while it is in the cache.
+    """
+    last = {address: i for i, call in enumerate(calls) for address in call.reads | call.makes}
+    last |= dict.fromkeys(results)  # for ever
+    place, free = {}, []
+    for i, call in enumerate(calls):
+        ending = {address for address in call.reads & place.keys() if last[address] == i}
+        for tensor in _get_tensors(call.outputs):
+            address, storage = _get_address(tensor), tensor.untyped_storage()
+            if address not in call.makes or address in place:
+                continue
+            over = [_get_address(t) for t in _get_tensors(call.args) if _can_overwrite(call, t)]
+            over = [a for a in over if a in ending]
+            fitting = [s for s in free if s.device == storage.device and s.nbytes() >= storage.nbytes()]
+            if over:
+                place[address] = place[over[0]]
+                ending.remove(over[0])
+            else:
+                place[address] = min(reversed(fitting), key=lambda s: s.nbytes(), default=storage)
+                free = [s for s in free if s is not place[address]]
+        free += [place[address] for address in ending | {a for a in call.makes if last[a] == i}]
+    return place
+
+
 @functools.cache
 def _find_out_variant(function):
     """The variant of an operation that writes into given tensors, and their names; None where there is none."""
@@ -137,9 +172,9 @@ def _copy_results(outputs, function, *args, **kwargs):
             output.copy_(result)
 
 
-def _make_step(call, draws):
-    """A function without arguments that repeats a call."""
-    args, kwargs, outputs = call.args, call.kwargs, call.outputs
+def _make_step(call, move, draws):
+    """A function without arguments that repeats a call, its tensors moved to their places."""
+    args, kwargs, outputs = tree_map_only(torch.Tensor, move, (call.args, call.kwargs, call.outputs))
     if draws is not None and _is_random(call):
         if call.changes:
             return functools.partial(draws.run, call.function, *args, **kwargs)
@@ -190,8 +225,21 @@ class Replay:
         with draws or nullcontext(), _Recorder() as recorder, _Reads():
             self.results = function(*self.inputs)
         self.graph = None
-        calls = _select(recorder.calls, {_get_address(t) for t in self.results})
-        self.steps = [_make_step(call, draws) for call in calls if call.function not in EMPTY]
+        addresses = {_get_address(t) for t in self.results}
+        calls = _select(recorder.calls, addresses)
+        place = _plan_memory(calls, addresses)
+
+        def move(tensor):
+            if _get_address(tensor) not in place:
+                return tensor
+            moved = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+            moved.set_(place[_get_address(tensor)], tensor.storage_offset(), tensor.shape, tensor.stride())
+            moved = moved.conj() if tensor.is_conj() else moved
+            return torch._neg_view(moved) if tensor.is_neg() else moved
+
+        with torch.no_grad():
+            self.steps = [_make_step(call, move, draws) for call in calls if call.function not in EMPTY]
+            self.results = [move(result) for result in self.results]
 
     @torch.no_grad()
     def __call__(self, *inputs):
