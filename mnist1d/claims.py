@@ -83,216 +83,172 @@ def _each(bound, *parts):
 # id: notebook, statement, source, published value, what is measured, bound, why that bound
 # fmt: off
 CLAIMS = {
-    "dataset.frozen": Claim(
-        "construction", "default arguments give the frozen dataset", "P, Section 2", "4000 + 1000 samples",
-        "arrays (x, x_test, y, y_test) equal to the frozen ones", "= 4", "A dataset is the same or it is not."),
-    "dataset.defaults": Claim(
-        "construction", "the defaults are the ten rows of Table 2; 10,000 samples on request", "P, Table 2",
-        "Table 2; 10,000", "rows that differ from the table; samples returned",
+    "dataset.frozen": Claim("construction", "default arguments give the frozen dataset", "P, Section 2",
+        "4000 + 1000 samples", "arrays (x, x_test, y, y_test) equal to the frozen ones", "= 4",
+        "A dataset is the same or it is not."),
+    "dataset.defaults": Claim("construction", "the defaults are the ten rows of Table 2; 10,000 samples on request",
+        "P, Table 2", "Table 2; 10,000", "rows that differ from the table; samples returned",
         {"different rows": "= 0", "samples": "= 10000"}, "Facts without noise."),
-    "bench.logistic": Claim(
-        "benchmarks", "test accuracy of logistic regression", "P, Table 1", "32 ± 1", "test accuracy, percent",
-        _each("32 ± 1", "final", "early-stopped"), "The published value and its spread."),
-    "bench.mlp": Claim(
-        "benchmarks", "test accuracy of the MLP", "P, Table 1", "68 ± 2", "test accuracy, percent",
+    "bench.logistic": Claim("benchmarks", "test accuracy of logistic regression", "P, Table 1", "32 ± 1",
+        "test accuracy, percent", _each("32 ± 1", "final", "early-stopped"), "The published value and its spread."),
+    "bench.mlp": Claim("benchmarks", "test accuracy of the MLP", "P, Table 1", "68 ± 2", "test accuracy, percent",
         _each("68 ± 2", "final", "early-stopped"), "The published value and its spread."),
-    "bench.cnn": Claim(
-        "benchmarks", "test accuracy of the CNN", "P, Table 1", "94 ± 2", "test accuracy, percent",
+    "bench.cnn": Claim("benchmarks", "test accuracy of the CNN", "P, Table 1", "94 ± 2", "test accuracy, percent",
         _each("94 ± 2", "final", "early-stopped"), "The published value and its spread."),
-    "bench.gru": Claim(
-        "benchmarks", "test accuracy of the GRU", "P, Table 1", "91 ± 2", "test accuracy, percent",
+    "bench.gru": Claim("benchmarks", "test accuracy of the GRU", "P, Table 1", "91 ± 2", "test accuracy, percent",
         _each("91 ± 2", "final", "early-stopped"), "The published value and its spread."),
-    "bench.order": Claim(
-        "benchmarks", "CNN > GRU > MLP > logistic", "P, Table 1", "94, 91, 68, 32",
+    "bench.order": Claim("benchmarks", "CNN > GRU > MLP > logistic", "P, Table 1", "94, 91, 68, 32",
         "difference of neighbours with the same seed, points", _each("> 0", "CNN - GRU", "GRU - MLP", "MLP - logistic"),
         "An order says that each difference is positive."),
-    "bench.fit": Claim(
-        "benchmarks", "all but logistic regression fit the training set", "P, Figure 2", "100",
+    "bench.fit": Claim("benchmarks", "all but logistic regression fit the training set", "P, Figure 2", "100",
         "training accuracy, percent", _each("> 99.5", "MLP", "CNN", "GRU"),
         "Half a point is what a last unlucky step costs."),
-    "bench.mnist": Claim(
-        "benchmarks", "on MNIST logistic regression reaches 94%, the networks 99%", "P, Table 1",
+    "bench.mnist": Claim("benchmarks", "on MNIST logistic regression reaches 94%, the networks 99%", "P, Table 1",
         "94 ± 0.5, > 99, > 99, > 99", "test accuracy on MNIST, percent",
         {"logistic": "94 ± 0.5", "MLP": "> 99", "CNN": "> 99", "GRU": "> 99"}, "As published."),
-    "bench.mnist_spread": Claim(
-        "benchmarks", "the three networks are hard to tell apart on MNIST, not on MNIST-1D", "P, Table 1",
-        "> 99 all; 68 to 94", "best minus worst of MLP, CNN and GRU, points", {"MNIST": "< 2", "MNIST-1D": "> 20"},
-        "Two points are within what tuning gives on MNIST; twenty are not."),
-    "bench.human": Claim(
-        "benchmarks", "a human reaches 96%", "P, Table 1", "96 ± 1", "right answers, percent of unique questions",
-        "share 96 ± 1", "The published value and its spread, with the binomial interval of one person's answers."),
-    "bench.classwise": Claim(
-        "benchmarks", "the CNN errs most on 2 and 7, never on 3 and 6", "P, Figure S1", "2, 7; not 3, 6",
-        "error on a digit minus the mean of the others, points; error, percent",
+    "bench.mnist_spread": Claim("benchmarks", "the three networks are hard to tell apart on MNIST, not on MNIST-1D",
+        "P, Table 1", "> 99 all; 68 to 94", "best minus worst of MLP, CNN and GRU, points",
+        {"MNIST": "< 2", "MNIST-1D": "> 20"}, "Two points are within what tuning gives on MNIST; twenty are not."),
+    "bench.human": Claim("benchmarks", "a human reaches 96%", "P, Table 1", "96 ± 1",
+        "right answers, percent of unique questions", "share 96 ± 1",
+        "The published value and its spread, with the binomial interval of one person's answers."),
+    "bench.classwise": Claim("benchmarks", "the CNN errs most on 2 and 7, never on 3 and 6", "P, Figure S1",
+        "2, 7; not 3, 6", "error on a digit minus the mean of the others, points; error, percent",
         {"2 - others": "> 0", "7 - others": "> 0", "error on 3": "< 2", "error on 6": "< 2"},
         "Never means less than two of the hundred test samples of a digit; a digit's error is noisy, so 20 seeds.",
         n=20),
-    "bench.similar": Claim(
-        "benchmarks", "CNN and human have similar errors by digit", "P, Figure S1", "similar",
+    "bench.similar": Claim("benchmarks", "CNN and human have similar errors by digit", "P, Figure S1", "similar",
         "correlation over digits of mean CNN error and human error", "bootstrap > 0",
         "Similar errors are positively correlated; ten digits allow no sharper bound."),
-    "bench.human_digits": Claim(
-        "benchmarks", "the human errs most on 2 and 7, then 4, not on 3 and 6; more than the CNN on 9, less on 1",
-        "P, Figure S1", "2, 7, 4; not 3, 6",
-        "rank of the digit by error (1 is worst); wrong answers; human minus CNN error, points",
+    "bench.human_digits": Claim("benchmarks",
+        "the human errs most on 2 and 7, then 4, not on 3 and 6; more than the CNN on 9, less on 1", "P, Figure S1",
+        "2, 7, 4; not 3, 6", "rank of the digit by error (1 is worst); wrong answers; human minus CNN error, points",
         {"rank of 2": "= 1", "rank of 7": "= 2", "rank of 4": "= 3", "wrong on 3": "= 0", "wrong on 6": "= 0",
          "9, human - CNN": "> 0", "1, human - CNN": "< 0"}, "The 400 answers are facts; the CNN's errors are not."),
-    "shuffle.acc": Claim(
-        "shuffling", "test accuracy on shuffled data", "P, Table 1", "32 ± 1, 68 ± 2, 56 ± 2, 57 ± 2",
+    "shuffle.acc": Claim("shuffling", "test accuracy on shuffled data", "P, Table 1", "32 ± 1, 68 ± 2, 56 ± 2, 57 ± 2",
         "test accuracy, percent",
-        {f"{model}, {when}": bound
-         for model, bound in (("logistic", "32 ± 1"), ("MLP", "68 ± 2"), ("CNN", "56 ± 2"), ("GRU", "57 ± 2"))
-         for when in ("final", "early-stopped")}, "The published value and its spread."),
-    "shuffle.drop": Claim(
-        "shuffling", "shuffling costs CNN and GRU about 35 points, logistic and MLP nothing", "P, Section 3.1",
-        "about 35; 0", "accuracy on plain minus on shuffled data, points",
+        {f"{model}, {when}": bound for model, bound in (("logistic", "32 ± 1"), ("MLP", "68 ± 2"), ("CNN", "56 ± 2"),
+         ("GRU", "57 ± 2")) for when in ("final", "early-stopped")}, "The published value and its spread."),
+    "shuffle.drop": Claim("shuffling", "shuffling costs CNN and GRU about 35 points, logistic and MLP nothing",
+        "P, Section 3.1", "about 35; 0", "accuracy on plain minus on shuffled data, points",
         {"CNN": "> 30", "GRU": "> 30", "MLP": "within -2 to 2", "logistic": "within -2 to 2"},
         "About 35 is more than 30; nothing is less than the published spread of 2."),
-    "shuffle.mlp_best": Claim(
-        "shuffling", "the MLP is best on shuffled data", "P, Table 1", "68 against 57, 56, 32",
-        "MLP minus each other model on shuffled data, points",
-        _each("> 0", "MLP - logistic", "MLP - CNN", "MLP - GRU"), "Best says that each difference is positive."),
-    "shuffle.human": Claim(
-        "shuffling", "a human reaches about 30% on shuffled data", "P, Table 1", "30 ± 10", "right answers, percent",
-        "", "The answers on shuffled data are not public."),
-    "tsne.mnist": Claim(
-        "tsne", "MNIST falls into ten clusters in the embedding", "P, Figure 3", "Figure 3",
+    "shuffle.mlp_best": Claim("shuffling", "the MLP is best on shuffled data", "P, Table 1", "68 against 57, 56, 32",
+        "MLP minus each other model on shuffled data, points", _each("> 0", "MLP - logistic", "MLP - CNN", "MLP - GRU"),
+        "Best says that each difference is positive."),
+    "shuffle.human": Claim("shuffling", "a human reaches about 30% on shuffled data", "P, Table 1", "30 ± 10",
+        "right answers, percent", "", "The answers on shuffled data are not public."),
+    "tsne.mnist": Claim("tsne", "MNIST falls into ten clusters in the embedding", "P, Figure 3", "Figure 3",
         "adjusted Rand index of clusters found in the embedding against the digits", "> 0.7",
         "A measure of clusters, not of classes; the index is 1 for ten clean clusters and 0 by chance."),
-    "tsne.mnist1d": Claim(
-        "tsne", "MNIST-1D has no such clusters", "P, Figure 3", "Figure 3",
+    "tsne.mnist1d": Claim("tsne", "MNIST-1D has no such clusters", "P, Figure 3", "Figure 3",
         "adjusted Rand index of clusters found in the embedding against the digits", "< 0.2",
         "A fifth of the way from chance to clean clusters."),
-    "tsne.knn": Claim(
-        "tsne", "kNN in pixel space separates MNIST's classes, not MNIST-1D's", "P, Section 2", "Figure 3",
-        "10-NN accuracy in pixel space, percent", {"MNIST": "> 90", "MNIST-1D": "< 60"},
+    "tsne.knn": Claim("tsne", "kNN in pixel space separates MNIST's classes, not MNIST-1D's", "P, Section 2",
+        "Figure 3", "10-NN accuracy in pixel space, percent", {"MNIST": "> 90", "MNIST-1D": "< 60"},
         "Nine in ten is separated; six in ten is below what the MLP reaches."),
-    "lottery.beats_random": Claim(
-        "lottery_tickets", "tickets beat random subnetworks at equal sparsity", "P, Figure 4a", "Figure 4a",
-        "ticket minus random at each sparsity from 0.8 to 0.97, points", "> 0",
+    "lottery.beats_random": Claim("lottery_tickets", "tickets beat random subnetworks at equal sparsity",
+        "P, Figure 4a", "Figure 4a", "ticket minus random at each sparsity from 0.8 to 0.97, points", "> 0",
         "Beating says that each difference is positive; six sparsities make a curve.", parts=6),
-    "lottery.sparse": Claim(
-        "lottery_tickets", "above 95% sparsity tickets still beat the dense network", "P, Figure 4a", "Figure 4a",
-        "ticket minus dense above 95% sparsity, points", "> 0", "Beating says that the difference is positive."),
-    "lottery.70": Claim(
-        "lottery_tickets", "a 92% sparse ticket reaches about 70% and beats the dense network", "P, Figure 4b", "70",
-        "test accuracy at 92% sparsity, percent; minus dense, points", {"ticket": "70 ± 2", "minus dense": "> 0"},
-        "About 70, with the spread that Table 1 gives an MLP."),
-    "lottery.flip": Claim(
-        "lottery_tickets", "the ticket transfers to flipped data", "P, Figure 4d", "70",
+    "lottery.sparse": Claim("lottery_tickets", "above 95% sparsity tickets still beat the dense network",
+        "P, Figure 4a", "Figure 4a", "ticket minus dense above 95% sparsity, points", "> 0",
+        "Beating says that the difference is positive."),
+    "lottery.70": Claim("lottery_tickets", "a 92% sparse ticket reaches about 70% and beats the dense network",
+        "P, Figure 4b", "70", "test accuracy at 92% sparsity, percent; minus dense, points",
+        {"ticket": "70 ± 2", "minus dense": "> 0"}, "About 70, with the spread that Table 1 gives an MLP."),
+    "lottery.flip": Claim("lottery_tickets", "the ticket transfers to flipped data", "P, Figure 4d", "70",
         "test accuracy at 92% sparsity on flipped data, percent; minus dense, points",
         {"ticket": "70 ± 2", "minus dense": "> 0"}, "As on the original data."),
-    "lottery.shuffle": Claim(
-        "lottery_tickets", "on shuffled data the ticket is worse than the dense network", "P, Figure 4e", "Figure 4e",
-        "ticket minus dense on shuffled data, points", "< 0", "Worse says that the difference is negative."),
-    "lottery.reinit": Claim(
-        "lottery_tickets", "the mask with a random initialisation beats the dense network", "P, Figure 4f",
-        "Figure 4f", "ticket mask with a random initialisation minus dense, points", "> 0",
+    "lottery.shuffle": Claim("lottery_tickets", "on shuffled data the ticket is worse than the dense network",
+        "P, Figure 4e", "Figure 4e", "ticket minus dense on shuffled data, points", "< 0",
+        "Worse says that the difference is negative."),
+    "lottery.reinit": Claim("lottery_tickets", "the mask with a random initialisation beats the dense network",
+        "P, Figure 4f", "Figure 4f", "ticket mask with a random initialisation minus dense, points", "> 0",
         "Beating says that the difference is positive."),
-    "lottery.adjacent": Claim(
-        "lottery_tickets", "tickets keep adjacent first-layer weights more often than chance",
+    "lottery.adjacent": Claim("lottery_tickets", "tickets keep adjacent first-layer weights more often than chance",
         "P, Figures 4g, S2", "more often", "adjacent pairs over those expected by chance in the same units", "> 1",
         "Chance is 1; in the same units, so that dead units do not count as structure."),
-    "dd.mlp_noise": Claim(
-        "double_descent", "with 15% label noise the MLP's test error peaks near 50 units, then falls", "P, Figure 5b",
-        "50", "hidden units at the peak; fall from there to 300 units, points",
+    "dd.mlp_noise": Claim("double_descent", "with 15% label noise the MLP's test error peaks near 50 units, then falls",
+        "P, Figure 5b", "50", "hidden units at the peak; fall from there to 300 units, points",
         {"peak": "within 25 to 100", "fall": "> 3"}, "Near 50 is within a factor of two; 3 points are seen by eye."),
-    "dd.mlp_clean": Claim(
-        "double_descent", "without label noise there is no peak", "P, Figure 5a", "no peak",
+    "dd.mlp_clean": Claim("double_descent", "without label noise there is no peak", "P, Figure 5a", "no peak",
         "largest rise above an earlier minimum of the same seed's curve, points; with noise minus without",
         {"rise": "< 1.5", "noise minus clean": "> 0"}, "A seed's curve rises by chance; 1.5 points is half a peak."),
-    "dd.cnn_noise": Claim(
-        "double_descent", "with 15% label noise the CNN's test error peaks and falls", "P, Figure 5c", "Figure 5c",
-        "rise to the peak; fall after it, points", {"rise": "> 0", "fall": "> 2"}, "A peak has two sides."),
-    "dd.cnn_threshold": Claim(
-        "double_descent", "the CNN peaks at the same number of parameters as the MLP", "V1, Section 4", "the same",
-        "parameters at the CNN's peak over those at the MLP's", "within 0.67 to 1.5",
+    "dd.cnn_noise": Claim("double_descent", "with 15% label noise the CNN's test error peaks and falls", "P, Figure 5c",
+        "Figure 5c", "rise to the peak; fall after it, points", {"rise": "> 0", "fall": "> 2"},
+        "A peak has two sides."),
+    "dd.cnn_threshold": Claim("double_descent", "the CNN peaks at the same number of parameters as the MLP",
+        "V1, Section 4", "the same", "parameters at the CNN's peak over those at the MLP's", "within 0.67 to 1.5",
         "Half a step to either side of a grid of widths that double."),
-    "dd.cnn_less": Claim(
-        "double_descent", "the CNN's peak is less pronounced than the MLP's", "V1, Section 4", "less",
+    "dd.cnn_less": Claim("double_descent", "the CNN's peak is less pronounced than the MLP's", "V1, Section 4", "less",
         "rise of the MLP minus rise of the CNN, points", "> 0", "Less says that the difference is positive."),
-    "dd.loss": Claim(
-        "double_descent", "the threshold lies at n K parameters with squared error, at n with cross-entropy",
-        "V1, Section 4", "n K; n", "parameters at the interpolation threshold over the prediction",
+    "dd.loss": Claim("double_descent",
+        "the threshold lies at n K parameters with squared error, at n with cross-entropy", "V1, Section 4", "n K; n",
+        "parameters at the interpolation threshold over the prediction",
         _each("within 0.5 to 2", "cross-entropy", "squared error"),
         "A factor of two, where the two predictions differ by a factor of ten."),
-    "lr.converge": Claim(
-        "metalearn_lr", "the learning rate converges to 0.62 from above and below", "P, Figure 6", "0.62",
-        "learning rate after the last outer step, for each start", "0.62 ± 0.03",
-        "The last digits of the published number, over initialisations; two published starts and four more.",
-        n=10, parts=6),
-    "act.gain": Claim(
-        "metalearn_activation", "the learned activation gains more than 5 points over ReLU, ELU and Swish",
-        "P, Figure 7", "> 5", "test accuracy minus that of the best of the three, points",
+    "lr.converge": Claim("metalearn_lr", "the learning rate converges to 0.62 from above and below", "P, Figure 6",
+        "0.62", "learning rate after the last outer step, for each start", "0.62 ± 0.03",
+        "The last digits of the published number, over initialisations; two published starts and four more.", n=10,
+        parts=6),
+    "act.gain": Claim("metalearn_activation",
+        "the learned activation gains more than 5 points over ReLU, ELU and Swish", "P, Figure 7", "> 5",
+        "test accuracy minus that of the best of the three, points",
         _each("> 5", "at the meta rate", "every rate tuned"), "As published; tuned rates are the fair comparison."),
-    "act.shape": Claim(
-        "metalearn_activation", "it is non-monotonic with two local extrema", "P, Figure 7", "2",
+    "act.shape": Claim("metalearn_activation", "it is non-monotonic with two local extrema", "P, Figure 7", "2",
         "share of the meta-seeds with exactly two extrema on [-5, 5], percent", "share > 50",
         "What most seeds learn is what is typical."),
-    "act.transfer": Claim(
-        "metalearn_activation", "in CNNs on MNIST and CIFAR-10: low early training loss, middling final test loss",
-        "V1, Section 4", "low; middle", "rank among seven activations (1 is lowest): early training, final test loss",
-        {"MNIST early": "within 1 to 3", "MNIST final": "within 3 to 5",
-         "CIFAR-10 early": "within 1 to 3", "CIFAR-10 final": "within 3 to 5"},
-        "The lower and the middle three of seven."),
-    "ssl.linear": Claim(
-        "simclr", "linear probe: 82% before the projection head, 33% in pixel space", "P, Figure 8", "82; 33",
-        "linear probe, test accuracy, percent", {"before the head": "82 ± 2", "pixel space": "33 ± 2"},
+    "act.transfer": Claim("metalearn_activation",
+        "in CNNs on MNIST and CIFAR-10: low early training loss, middling final test loss", "V1, Section 4",
+        "low; middle", "rank among seven activations (1 is lowest): early training, final test loss",
+        {"MNIST early": "within 1 to 3", "MNIST final": "within 3 to 5", "CIFAR-10 early": "within 1 to 3",
+         "CIFAR-10 final": "within 3 to 5"}, "The lower and the middle three of seven."),
+    "ssl.linear": Claim("simclr", "linear probe: 82% before the projection head, 33% in pixel space", "P, Figure 8",
+        "82; 33", "linear probe, test accuracy, percent", {"before the head": "82 ± 2", "pixel space": "33 ± 2"},
         "The spread that Table 1 gives a network.", n=10),
-    "ssl.guillotine": Claim(
-        "simclr", "accuracy peaks at an inner layer and falls at the output, with any projection head",
-        "P, Figure 8", "Figure 8", "seeds with the peak inside, percent; fall from peak to output, points",
-        {f"{head}, {part}": bound for head in ("default", "deep", "none")
-         for part, bound in (("inside", "share > 50"), ("fall", "> 3"))},
-        "An inner peak in most seeds; 3 points are more than a seed's noise.", n=10),
-    "ssl.heads": Claim(
-        "simclr", "the three projection heads reach similar best accuracy", "P, Figure 8", "similar",
+    "ssl.guillotine": Claim("simclr",
+        "accuracy peaks at an inner layer and falls at the output, with any projection head", "P, Figure 8", "Figure 8",
+        "seeds with the peak inside, percent; fall from peak to output, points",
+        {f"{head}, {part}": bound for head in ("default", "deep", "none") for part, bound in (("inside", "share > 50"),
+         ("fall", "> 3"))}, "An inner peak in most seeds; 3 points are more than a seed's noise.", n=10),
+    "ssl.heads": Claim("simclr", "the three projection heads reach similar best accuracy", "P, Figure 8", "similar",
         "difference of best accuracies, points",
         _each("within -3 to 3", "default - deep", "default - none", "deep - none"),
         "Less than the fall that the figure is about.", n=10),
-    "ssl.clusters": Claim(
-        "simclr", "0, 3, 6 and 8 are isolated clusters", "P, Figure 8", "0, 3, 6, 8",
+    "ssl.clusters": Claim("simclr", "0, 3, 6 and 8 are isolated clusters", "P, Figure 8", "0, 3, 6, 8",
         "10-NN purity minus that in the embedding of the raw signals; minus the largest of 1, 2, 4, 5, 7, 9, points",
         {f"{digit}, {part}": "> 0" for digit in (0, 3, 6, 8) for part in ("gain", "separation")},
         "Learned: more than the raw signals show; isolated: more than any other digit.", n=10),
-    "pool.low": Claim(
-        "pooling", "pooling helps in the low-data regime", "P, Figure 9", "Figure 9",
+    "pool.low": Claim("pooling", "pooling helps in the low-data regime", "P, Figure 9", "Figure 9",
         "pooled minus not pooled at 1,000 examples, points", _each("> 10", "max", "average", "L2"),
         "About half of the published gap.", n=10),
-    "pool.high": Claim(
-        "pooling", "pooling hinders in the high-data regime", "P, Figure 9", "Figure 9",
+    "pool.high": Claim("pooling", "pooling hinders in the high-data regime", "P, Figure 9", "Figure 9",
         "pooled minus not pooled at 50,000 examples, points", _each("< 0", "max", "average", "L2"),
         "Hindering says that the difference is negative.", n=10),
-    "pool.shrink": Claim(
-        "pooling", "the difference vanishes with data", "P, Figure 9", "vanishes",
+    "pool.shrink": Claim("pooling", "the difference vanishes with data", "P, Figure 9", "vanishes",
         "pooled minus not pooled at 50,000 examples, points", _each("within -3 to 3", "max", "average", "L2"),
         "Small against the difference at 1,000 examples.", n=10),
-    "pool.stride": Claim(
-        "pooling", "striding does not help in the low-data regime", "P, Figure 9", "Figure 9",
+    "pool.stride": Claim("pooling", "striding does not help in the low-data regime", "P, Figure 9", "Figure 9",
         "strided minus not pooled at 1,000 examples, points", "< 2", "A fifth of what helping means above.", n=10),
-    "pool.max_l2": Claim(
-        "pooling", "max pooling does worse than L2 pooling with much data", "V1, Section 4; B", "worse",
-        "max minus L2 at 50,000 examples, points", "< 0", "Worse says that the difference is negative.", n=10),
-    "sub.table": Claim(
-        "random_subspaces", "the MNIST CNN trained in fewer dimensions", "S, Table", "99.0; 98.8, 97.0, 93.5",
-        "test accuracy, percent, by dimension",
+    "pool.max_l2": Claim("pooling", "max pooling does worse than L2 pooling with much data", "V1, Section 4; B",
+        "worse", "max minus L2 at 50,000 examples, points", "< 0", "Worse says that the difference is negative.", n=10),
+    "sub.table": Claim("random_subspaces", "the MNIST CNN trained in fewer dimensions", "S, Table",
+        "99.0; 98.8, 97.0, 93.5", "test accuracy, percent, by dimension",
         {"21840": "99.0 ± 0.5", "10000": "98.8 ± 0.5", "3000": "97.0 ± 1", "1000": "93.5 ± 1.5"},
         "Wider where the curve against dimension is steeper."),
-    "sub.lite": Claim(
-        "random_subspaces", "small networks on MNIST, by parameter count", "S, Table", "94.5, 96.5; 95.6, 97.6",
-        "test accuracy, percent, by exact parameter count",
+    "sub.lite": Claim("random_subspaces", "small networks on MNIST, by parameter count", "S, Table",
+        "94.5, 96.5; 95.6, 97.6", "test accuracy, percent, by exact parameter count",
         {"FC 12730": "> 93.5", "FC 25450": "> 95.5", "CNN 3369": "> 94.6", "CNN 10754": "> 96.6"},
         "Within one point of the published value, or better."),
-    "sub.half": Claim(
-        "random_subspaces", "halving the dimensions of the CNN costs 0.2 points", "S, Table", "0.2",
+    "sub.half": Claim("random_subspaces", "halving the dimensions of the CNN costs 0.2 points", "S, Table", "0.2",
         "accuracy in 21,840 minus in 10,000 dimensions, points", "0.2 ± 0.2", "The rounding of two published values."),
-    "sub.beats_small": Claim(
-        "random_subspaces", "10,000 dimensions of a large CNN beat a small CNN of 10,754 parameters", "S, Table",
-        "98.8 against 97.6", "difference, points", "> 0", "Beating says that the difference is positive."),
-    "sub.curve": Claim(
-        "random_subspaces", "FC network and CNN learn at nearly the same pace in equal dimensions", "S, Figures",
-        "nearly identical", "mean distance of the curves over training at each dimension from 3 to 1,000, points",
-        "< 5", "Half of the ten points by which the published curves differ at 30 dimensions.", parts=4),
+    "sub.beats_small": Claim("random_subspaces",
+        "10,000 dimensions of a large CNN beat a small CNN of 10,754 parameters", "S, Table", "98.8 against 97.6",
+        "difference, points", "> 0", "Beating says that the difference is positive."),
+    "sub.curve": Claim("random_subspaces", "FC network and CNN learn at nearly the same pace in equal dimensions",
+        "S, Figures", "nearly identical",
+        "mean distance of the curves over training at each dimension from 3 to 1,000, points", "< 5",
+        "Half of the ten points by which the published curves differ at 30 dimensions.", parts=4),
 }
 # fmt: on
 
@@ -485,3 +441,5 @@ class Verdicts(list):
             cells = f"{c['id']}: {c['statement']}", c["published"], "<br>".join(measured), c["criterion"], verdict
             rows.append(f"| {' | '.join(cells)} |")
         return "\n".join(rows).lstrip("\n")
+
+    __repr__ = _repr_markdown_

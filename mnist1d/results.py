@@ -8,8 +8,8 @@ import os
 import platform
 import re
 import tokenize
+from collections import defaultdict
 from importlib.metadata import version
-from importlib.util import resolve_name
 from pathlib import Path
 
 from mnist1d import settings
@@ -36,107 +36,48 @@ def _normalize(source):
     return "".join(kept)
 
 
-class _ReachedCode(dict):
-    """The package's statements that some code reaches, normalized, by (module, line).
+def _list_words(tree):
+    """Every word of a tree that may name a definition: names, attributes, imports, texts."""
+    for node in ast.walk(tree):
+        for field in ("id", "attr", "name", "module", "value"):
+            if isinstance(word := getattr(node, field, None), str):
+                yield from word.split(".")
 
-    A function, class or constant counts when reached code names it; a statement that may do more than bind a
-    name counts when its module is imported; a whole module counts when it is used as a value, or when a name
-    is not found in it. `claims` and `results`, which judge and store numbers, do not count.
+
+def _read_package(root):
+    """(text, words) of the package's top-level statements, by the words at which a statement counts.
+
+    A function, class or constant counts at its name; a statement that may do more than bind names, at its module's.
+    `claims` and `results`, which judge and store numbers, do not count.
     """
-
-    def __init__(self, root):
-        self.root, self.modules = Path(root), {"mnist1d.claims": ({}, {}), "mnist1d.results": ({}, {})}
-
-    def find(self, module):
-        path = self.root.joinpath(*(module or "-").split("."))
-        return next((p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()), None)
-
-    def read_imports(self, tree, module=""):
-        """Local name to (module, name in it or "") of all that a tree imports from the package."""
-        found, path = {}, self.find(module)
-        package = module if path and path.stem == "__init__" else module.rpartition(".")[0]
-        for node in ast.walk(tree):
-            for a in node.names if isinstance(node, ast.Import | ast.ImportFrom) else ():
-                if isinstance(node, ast.Import):
-                    self.open(a.name)
-                    found[a.asname or a.name.split(".")[0]] = (a.name if a.asname else a.name.split(".")[0], "")
-                else:
-                    source = resolve_name("." * node.level + (node.module or ""), package)
-                    self.open(f"{source}.{a.name}" if self.find(f"{source}.{a.name}") else source)
-                    found[a.asname or a.name] = (source, a.name)
-        return {name: target for name, target in found.items() if target[0].split(".")[0] == "mnist1d"}
-
-    def open(self, module):
-        """A module's statements by the names they bind, and its imports."""
-        if module not in self.modules and module.split(".")[0] == "mnist1d" and self.find(module):
-            text, names = self.find(module).read_text(), {}
-            definitions = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-            body, effects = ast.parse(text).body, []
-            self.modules[module] = names, {}
-            for node in body:
-                decorators = getattr(node, "decorator_list", [])
-                first = min([node.lineno, *(d.lineno for d in decorators)])
-                node.text = "\n".join(text.splitlines()[first - 1 : node.end_lineno]) + "\n"
-                targets = getattr(node, "targets", [getattr(node, "target", None)])
-                leaves = [leaf for t in targets if t for leaf in getattr(t, "elts", [t])]
-                bound = [node.name] if isinstance(node, definitions) else [n.id for n in leaves if hasattr(n, "id")]
-                plain = isinstance(node, definitions) or (
-                    type(node) in (ast.Assign, ast.AnnAssign) and len(bound) == len(leaves)
-                )
-                calls = not isinstance(node, definitions) and any(isinstance(n, ast.Call) for n in ast.walk(node))
-                for name in bound:
-                    names.setdefault(name, []).append(node)
-                if not isinstance(node, ast.Import | ast.ImportFrom) and (decorators or calls or not plain):
-                    effects.append(node)
-            top = ast.Module([node for node in body if not isinstance(node, definitions)], [])
-            self.modules[module][1].update(self.read_imports(top, module))
-            for node in effects:
-                self.take(module, node)
-        return self.modules.get(module, ({}, {}))
-
-    def take(self, module, node):
-        if (module, node.lineno) not in self:
-            self[module, node.lineno] = _normalize(node.text)
-            self.follow(node, module)
-
-    def reach(self, module, name=""):
-        """Take what a module binds to a name; all of the module where it binds nothing to it."""
-        names, imports = self.open(module)
-        if name in imports:
-            return self.resolve(*imports[name])
-        for node in names.get(name) or [node for nodes in names.values() for node in nodes]:
-            self.take(module, node)
-
-    def resolve(self, module, *path):
-        """Reach module.a.b: the first of the path that is no module is a name."""
-        path = [part for part in path if part]
-        while path and self.find(f"{module}.{path[0]}"):
-            module = f"{module}.{path.pop(0)}"
-        self.reach(module, *path[:1])
-
-    def follow(self, tree, module=""):
-        """Reach everything that a tree names, by imports of its own or of its module."""
-        names, imports = self.open(module)
-        imports = imports | self.read_imports(tree, module)
-        todo = [tree]
-        while todo:
-            node, attributes = todo.pop(), []
-            while isinstance(node, ast.Attribute):
-                attributes.insert(0, node.attr)
-                node = node.value
-            name = getattr(node, "id", None)
-            if name in imports:
-                self.resolve(*imports[name], *attributes)
-            elif name in names or name == "globals":
-                self.reach(module, name)
-            todo.extend(ast.iter_child_nodes(node))
+    paths = {p: p.parent.name if p.stem == "__init__" else p.stem for p in (Path(root) / "mnist1d").rglob("*.py")}
+    statements = defaultdict(list)
+    for path, module in paths.items():
+        if module in ("claims", "results"):
+            continue
+        lines = path.read_text().splitlines()
+        for node in ast.parse("\n".join(lines)).body:
+            first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
+            statement = _normalize("\n".join(lines[first - 1 : node.end_lineno]) + "\n"), set(_list_words(node))
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                statements[module].append(("", set(_list_words(node)) & set(paths.values())))  # modules run on import
+                for a in node.names:
+                    statements[a.asname or a.name.split(".")[0]].append(("", set(a.name.split("."))))
+                continue
+            is_definition = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+            stored = [n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+            bound = {node.name} if is_definition else set(stored)
+            calls = not is_definition and any(isinstance(n, ast.Call) for n in ast.walk(node))
+            for word in bound | ({module} if calls or not bound or first < node.lineno else set()):
+                statements[word].append(statement)
+    return statements
 
 
 def code_digest(slug, root):
     """A digest of the code that decides a notebook's numbers and figures: its cells, and what they reach.
 
-    It follows the imports from the cells through the package, one top-level definition at a time. So a
-    definition that no cell reaches makes no results stale.
+    From the words of the cells it goes through the package, one top-level statement at a time, to whatever a word
+    may name. So a definition that no cell reaches makes no results stale, and in doubt one counts as reached.
 
     Parameters
     ----------
@@ -151,10 +92,13 @@ def code_digest(slug, root):
     cells = json.loads((Path(root) / "notebooks" / f"{slug}.ipynb").read_text())["cells"]
     source = "\n".join("".join(cell["source"]) + "\n" for cell in cells if cell["cell_type"] == "code")
     source = re.sub(r"^(\s*)([%!].*)$", lambda m: f"{m[1]}magic({m[2]!r})", source, flags=re.M)  # no Python
-    reached = _ReachedCode(root)
-    reached.follow(ast.parse(source))
-    parts = [_normalize(source), *sorted(f"{module} {text}" for (module, _), text in reached.items())]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    statements, reached, seen, todo = _read_package(root), set(), set(), set(_list_words(ast.parse(source)))
+    while todo:
+        seen.add(word := todo.pop())
+        for text, words in statements.get(word, ()):
+            reached.add(text)
+            todo |= words - seen
+    return hashlib.sha256("\n".join([_normalize(source), *sorted(reached)]).encode()).hexdigest()[:16]
 
 
 def _read_processor():
