@@ -60,13 +60,14 @@ def setup():
 
 
 def show_written(*paths):
-    """Print where files were written; a notebook shows links instead."""
+    """Print where files were written, in a notebook with links."""
     names = [os.path.relpath(path) for path in paths]
-    links = ", ".join(f'<a href="{name}">{name}</a>' for name in names)
-    if sys.modules.get("IPython") and (shell := sys.modules["IPython"].get_ipython()) and hasattr(shell, "kernel"):
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if hasattr(shell, "kernel"):
+        links = ", ".join(f'<a href="{name}">{name}</a>' for name in names)
         shell.display_pub.publish({"text/plain": f"wrote {', '.join(names)}", "text/html": f"wrote {links}"})
     else:
-        print(f"wrote {', '.join(names)}")
+        print("wrote", ", ".join(names))
 
 
 def save_figure(fig, name, alt=None):

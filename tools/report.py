@@ -51,7 +51,7 @@ WORK = {
     "metalearn_lr": ("2 starts, 50 outer x 200 inner steps", ("STARTS", "OUTER_STEPS", "INNER_STEPS")),
     "metalearn_activation": ("301 outer x 301 inner steps", ("OUTER_STEPS", "RECIPE", "INNER_STEPS")),
     "simclr": ("8000 steps, batch 100", ("STEPS", "BATCH_SIZE")),
-    "pooling": ("6 sizes, 6000 steps", ("SIZES", "STEPS")),
+    "pooling": ("6 sizes, 6000 steps", ("STEPS",)),
     "random_subspaces": ("10 epochs (curves), 100 (table)", ("CURVE_EPOCHS", "TABLE_EPOCHS", "SMALL_EPOCHS")),
 }  # fmt: skip
 
