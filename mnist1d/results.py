@@ -46,10 +46,11 @@ def code_digest(slug, root):
     root = Path(root)
     cells = json.loads((root / "notebooks" / f"{slug}.ipynb").read_text())["cells"]
     sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    modules = ["transform", "data", "models", "recording", "training"]
+    modules = ["transform", "data", "models", "training"]
     if any("mnist1d.images" in source for source in sources):
         modules.append("images")
-    sources += [(root / "mnist1d" / f"{module}.py").read_text() for module in modules]
+    files = [root / "mnist1d" / f"{module}.py" for module in modules]
+    sources += [file.read_text() for file in [*files, *sorted((root / "mnist1d" / "engine").glob("*.py"))]]
     digest = hashlib.sha256()
     for source in sources:
         digest.update(_normalize(source).encode())

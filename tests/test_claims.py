@@ -144,7 +144,7 @@ def test_digest_ignores_comments_docstrings_and_layout_but_nothing_else():
 def test_digest_changes_with_a_cell_and_with_the_package(tmp_path):
     root = settings.find_root()
     (tmp_path / "notebooks").mkdir(), (tmp_path / "mnist1d").mkdir()
-    for module in ("transform", "data", "models", "recording", "training"):
+    for module in ("transform", "data", "models", "training"):
         (tmp_path / "mnist1d" / f"{module}.py").write_text((root / "mnist1d" / f"{module}.py").read_text())
     path = tmp_path / "notebooks" / "a.ipynb"
 
