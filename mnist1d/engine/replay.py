@@ -8,6 +8,7 @@ A recording knows nothing of Python: whoever replays one must compare it with th
 """
 
 import functools
+from contextlib import nullcontext
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -19,6 +20,7 @@ __all__ = ["RefusedError", "Replay"]
 aten = torch.ops.aten
 EMPTY = {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default}
 ZEROS = {aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default}
+WITHOUT_OUT = {aten.native_batch_norm.default}  # its out variant takes no notice of the output's strides
 COPIES = {aten.clone.default, aten._to_copy.default}
 UNKNOWN_SHAPE = torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output
 VALUE_READS = {"numpy", "tolist", "item", "__array__", "__bool__", "__float__", "__int__", "__index__", "__complex__"}
@@ -90,6 +92,10 @@ class _Recorder(TorchDispatchMode):
         return out
 
 
+def _is_random(call):
+    return torch.Tag.nondeterministic_seeded in call.function.tags
+
+
 def _select(calls, results):
     """The calls that a replay must repeat: no views, nothing that is not used or is the same every time."""
     made = set().union(*(call.makes for call in calls))
@@ -101,8 +107,7 @@ def _select(calls, results):
     changed = results.union(*(call.changes for call in used))
     constant, selected = set(), []
     for call in reversed(used):
-        is_random = torch.Tag.nondeterministic_seeded in call.function.tags
-        if call.reads <= constant and not (is_random or call.changes or call.makes & changed):
+        if call.reads <= constant and not (_is_random(call) or call.changes or call.makes & changed):
             constant |= call.makes
         else:
             selected.append(call)
@@ -132,20 +137,24 @@ def _copy_results(outputs, function, *args, **kwargs):
             output.copy_(result)
 
 
-def _make_step(call):
+def _make_step(call, draws):
     """A function without arguments that repeats a call."""
     args, kwargs, outputs = call.args, call.kwargs, call.outputs
+    if draws is not None and _is_random(call):
+        if call.changes:
+            return functools.partial(draws.run, call.function, *args, **kwargs)
+        return functools.partial(_copy_results, outputs, draws.run, call.function, *args, **kwargs)
     if call.changes and not call.makes:
-        return functools.partial(call.function, *args, **kwargs)
+        return functools.partial(call.function._op, *args, **kwargs)
     if call.function in ZEROS:
         return outputs[0].zero_
     if call.function in COPIES:
         return functools.partial(outputs[0].copy_, args[0])
     variant = _find_out_variant(call.function)
-    if variant is None or any(output is None for output in outputs):
+    if variant is None or call.function in WITHOUT_OUT or any(output is None for output in outputs):
         return functools.partial(_copy_results, outputs, call.function, *args, **kwargs)
     operation, names = variant
-    return functools.partial(operation, *args, **kwargs, **dict(zip(names, outputs, strict=True)))
+    return functools.partial(operation._op, *args, **kwargs, **dict(zip(names, outputs, strict=True)))
 
 
 class Replay:
@@ -156,6 +165,8 @@ class Replay:
     function : callable
         Of `inputs`; returns a list of tensors. What else it reads or changes must stay in place.
     inputs : tuple of Tensor
+    draws : Draws, optional
+        Gives every model its own random numbers, where the function draws any.
 
     Attributes
     ----------
@@ -168,7 +179,7 @@ class Replay:
         If the function reads values, or makes tensors whose shapes depend on the data.
     """
 
-    def __init__(self, function, *inputs):
+    def __init__(self, function, *inputs, draws=None):
         # An axis that all models share is stored once.
         self.inputs = [t[:1].clone().expand_as(t) if t.stride(0) == 0 else t.clone() for t in inputs]
         if inputs[0].is_cuda:
@@ -176,11 +187,11 @@ class Replay:
             with torch.cuda.graph(self.graph):
                 self.results = function(*self.inputs)
             return
-        with _Recorder() as recorder, _Reads():
+        with draws or nullcontext(), _Recorder() as recorder, _Reads():
             self.results = function(*self.inputs)
         self.graph = None
         calls = _select(recorder.calls, {_get_address(t) for t in self.results})
-        self.steps = [_make_step(call) for call in calls if call.function not in EMPTY]
+        self.steps = [_make_step(call, draws) for call in calls if call.function not in EMPTY]
 
     @torch.no_grad()
     def __call__(self, *inputs):
