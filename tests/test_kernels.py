@@ -38,6 +38,17 @@ def test_convolution_in_two_dimensions_equals_torch(size, kernel, stride, paddin
     assert compare(nn.Conv2d(3, 6, kernel, stride=stride, padding=padding, bias=bias), 4, 3, *size)
 
 
+@pytest.mark.parametrize("options", [(2,), (3, 2), (2, 1), (1,), (3, 5)], ids=str)
+@pytest.mark.parametrize("kind", [nn.MaxPool1d, nn.AvgPool1d])
+def test_pooling_equals_torch(kind, options):
+    assert compare(kind(*options), 4, 3, 17)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_classifier_head_behind_a_convolution_equals_torch(bias):
+    assert compare(nn.Sequential(nn.Conv1d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(60, 5, bias=bias)), 7, 3, 17)
+
+
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"num_layers": 2, "bidirectional": True}])
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_gru_equals_torch_in_output_last_state_and_every_gradient(options, batch_first):
@@ -53,6 +64,12 @@ def test_gru_equals_torch_in_output_last_state_and_every_gradient(options, batch
         nn.Conv1d(4, 4, 3, padding="same"),
         nn.Conv2d(4, 4, 3, stride=(1, 2)),
         nn.Conv2d(4, 4, 3, padding=(1, 2)),
+        nn.MaxPool1d(3, padding=1),
+        nn.MaxPool1d(2, dilation=2),
+        nn.MaxPool1d(2, ceil_mode=True),
+        nn.MaxPool1d(2, return_indices=True),
+        nn.AvgPool1d(3, padding=1),
+        nn.AvgPool1d(2, ceil_mode=True),
         nn.GRU(4, 4, bias=False),
         nn.GRU(4, 4, num_layers=2, dropout=0.5),
     ],
