@@ -130,7 +130,7 @@ def test_early_stopping_looks_at_the_validation_set_alone():
         ({"batch_size": 10**6}, "batch_size=1000000"),
         ({"steps": -1}, "steps=-1: must be at least 0"),
         ({"eval_every": 0}, "eval_every=0: must be at least 1"),
-        ({"seeds": []}, r"seeds=\\[\\]"),
+        ({"seeds": []}, r"seeds=\[\]"),
         ({"learning_rate": [0.1, 0.1]}, "learning_rate: 2 rates for 1 seeds"),
     ],
 )
