@@ -122,6 +122,13 @@ def test_stacked_pretraining_equals_a_plain_loop(ns, double_precision):
             torch.testing.assert_close(model.params[name][i], value, atol=1e-7, rtol=1e-7)
 
 
+def test_a_deep_head_whose_gradients_nearly_cancel_is_trained_together(notebook):
+    ns = notebook("simclr")
+    signals = torch.tensor(ns["make_dataset"]()["x"], dtype=torch.float32)
+    (models,) = ns["pretrain"](ns["get_head"](6), ns["info_nce"], signals, [0, 1], (1,))
+    assert models.stacked
+
+
 def test_pretraining_stops_at_a_loss_that_is_not_finite(ns):
     with pytest.raises(FloatingPointError, match="at step 2"):
         list(ns["pretrain"]((16,), lambda z: z.sum() * torch.nan, make_signals(), [0], (2,)))
