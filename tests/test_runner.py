@@ -39,6 +39,9 @@ results = {
 (folder / "tsne.json").write_text(json.dumps(results))
 """.strip()
 
+# What a digest of the code follows to a function of the package.
+USE_PACKAGE = "from mnist1d.transform import pad\nx = 1"
+
 # The same through the package, as a notebook does it.
 SAVE_WITH_PACKAGE = """
 import matplotlib.pyplot as plt
@@ -58,7 +61,7 @@ def checkout(tmp_path, monkeypatch):
     root = tmp_path / "check out"
     shutil.copytree(ROOT / "mnist1d", root / "mnist1d", ignore=shutil.ignore_patterns("__pycache__"))
     (root / "notebooks").mkdir()
-    write_notebook(root, ["x = 1", SAVE])
+    write_notebook(root, [USE_PACKAGE, SAVE])
     return root
 
 
@@ -71,7 +74,7 @@ def run(root, *arguments):
     return run_notebooks.main(list(arguments), root=root)
 
 
-def start(root, *arguments, python=(), **environment):
+def start(root, *arguments, **environment):
     """The runner as a process of its own."""
     code = (
         "import sys, run_notebooks; from pathlib import Path; "
@@ -79,8 +82,8 @@ def start(root, *arguments, python=(), **environment):
     )
     path = os.pathsep.join([str(ROOT), str(ROOT / "tools")])
     return subprocess.Popen(
-        [sys.executable, *python, "-c", code],
-        cwd=root,
+        [sys.executable, "-c", code],
+        cwd=root.parent,  # where -c finds no other mnist1d
         env={**os.environ, "PYTHONPATH": path, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -157,9 +160,9 @@ def test_committed_results_are_the_reference_and_not_a_result_of_this_machine(ch
     assert run(checkout) == 0
     output = capsys.readouterr().out
     assert "0 of 1 verdicts are those of the committed results: build/agreement.md" in output
-    assert "3.0 (tsne.mnist)" in output and "about 0 s" in output
+    assert "2.5 (tsne.mnist)" in output and "about 0 s" in output
     assert read_json(checkout / "build" / "reference" / "tsne.json")["numbers"] == {"x": 1}
-    assert "| tsne | 0.5 | 0.5 | 0 of 1 | 0 of 1 | 3.0 (tsne.mnist) |" in (
+    assert "| tsne | 0.5 | 0.5 | 0 of 1 | 0 of 1 | 2.5 (tsne.mnist) |" in (
         checkout / "build" / "agreement.md"
     ).read_text(encoding="utf-8")
     write_notebook(checkout, ["x = 2", SAVE])
@@ -176,6 +179,11 @@ def test_the_reference_is_what_git_has(checkout):
         subprocess.run(["git", *who, *command], cwd=checkout, check=True)
     (checkout / "figures" / "tsne.json").write_text('{"committed": false}')
     assert agreement.read_reference("tsne", checkout) == {"committed": True}
+
+
+def edit_package(root):
+    with open(root / "mnist1d" / "transform.py", "a", encoding="utf-8") as file:
+        file.write("\n\ndef pad(*arguments):\n    return arguments\n")
 
 
 def damage_stamp(root):
@@ -196,7 +204,7 @@ def change_version(root):
         lambda root: (root / "figures" / "tsne.png").write_bytes(b"half a pict"),
         lambda root: (root / "figures" / "tsne.json").write_text("[" * 100_000),
         lambda root: write_notebook(root, ["x = 2", SAVE]),
-        lambda root: (root / "mnist1d" / "models.py").write_text("changed = True"),
+        lambda root: edit_package(root),
         damage_stamp,
         change_version,
     ],
@@ -317,14 +325,14 @@ nbformat.write(notebook, "tsne.ipynb")
     assert not published(checkout) and (checkout / "build" / "tsne.failed.ipynb").exists()
 
 
-@pytest.mark.parametrize("revert", ["", "path.write_text(source)"], ids=["kept", "taken back"])
+@pytest.mark.parametrize("revert", ["", "path.write_text(source, encoding='utf-8')"], ids=["kept", "taken back"])
 def test_results_of_a_package_that_was_edited_during_the_run_are_not_published(checkout, capsys, revert):
     edit = """
-path = Path("../mnist1d/models.py")
-source = path.read_text()
-path.write_text(source + "\\nchanged = True\\n")
+path = Path("../mnist1d/transform.py")
+source = path.read_text(encoding="utf-8")
+path.write_text(source + "\\n\\ndef pad(*arguments):\\n    return arguments\\n", encoding="utf-8")
 """
-    write_notebook(checkout, ["x = 1\nfrom pathlib import Path", edit + SAVE + "\n" + revert])
+    write_notebook(checkout, [USE_PACKAGE + "\nfrom pathlib import Path", edit + SAVE + "\n" + revert])
     assert run(checkout) == 1
     assert "mnist1d was edited during the run; nothing is published" in capsys.readouterr().out
     assert not published(checkout)
