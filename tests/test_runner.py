@@ -204,7 +204,7 @@ def change_version(root):
         lambda root: (root / "figures" / "tsne.png").write_bytes(b"half a pict"),
         lambda root: (root / "figures" / "tsne.json").write_text("[" * 100_000),
         lambda root: write_notebook(root, ["x = 2", SAVE]),
-        lambda root: edit_package(root),
+        edit_package,
         damage_stamp,
         change_version,
     ],
