@@ -45,6 +45,42 @@ def test_pins_lie_within_the_ranges_and_name_the_same_packages():
     assert pins["torch"] == "2.13.0"
 
 
+def test_one_version_stands_everywhere():
+    version = re.search(r'^version = "(.+)"$', PYPROJECT, flags=re.M)[1]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\n## {version}\n" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def is_text_without_encoding(call):
+    """Whether an ast.Call opens a text file in the locale's encoding."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    named = {keyword.arg: keyword.value for keyword in call.keywords}
+    if "encoding" in named or None in named:
+        return False
+    if name in ("read_text", "write_text"):
+        return not (name == "read_text" and call.args)
+    if name == "open" and isinstance(call.func, ast.Name):
+        mode = named.get("mode", call.args[1] if len(call.args) > 1 else ast.Constant("r"))
+        return isinstance(mode, ast.Constant) and "b" not in mode.value
+    return False
+
+
+@pytest.mark.parametrize("path", [*ROOT.glob("mnist1d/**/*.py"), *ROOT.glob("tools/*.py")], ids=lambda path: path.stem)
+def test_text_files_are_utf_8_on_every_system(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    lines = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Call) and is_text_without_encoding(node)]
+    assert not lines, f"{path.name}, lines {lines}: name the encoding"
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [("open('x')", True), ("open('x', 'w')", True), ("open('x', 'rb')", False), ("p.read_text()", True),
+     ("p.write_text('x')", True), ("p.write_text('x', encoding='utf-8')", False), ("p.read_bytes()", False)],
+)  # fmt: skip
+def test_what_opens_text_in_the_locale_is_found(code, found):
+    assert is_text_without_encoding(ast.parse(code).body[0].value) == found
+
+
 def test_environment_holds_python_pip_and_the_requirements():
     text = (ROOT / "environment.yml").read_text(encoding="utf-8")
     dependencies = re.findall(r"^ +- (.+)$", text.split("dependencies:")[1], flags=re.M)
