@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import joblib
 import pytest
 
 ROOT = Path(__file__).parent
@@ -15,6 +16,12 @@ os.environ.update(MATPLOTLIBRC=os.devnull, IPYTHONDIR=str(ROOT / "build" / "ipyt
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 for name in ("MNIST1D_OUTPUT", "MNIST1D_SEED_OFFSET"):
     os.environ.pop(name, None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """As many workers as cores that this process may use; each needs up to 1 GiB."""
+    return min(joblib.cpu_count(), 16)
 
 
 def pytest_collection_modifyitems(items):

@@ -1,6 +1,5 @@
 """Fixtures shared by all tests."""
 
-import joblib
 import matplotlib
 import pytest
 
@@ -10,11 +9,6 @@ matplotlib.use("agg")
 
 # Modules of tests whose outcome could depend on how a processor rounds: `make test` repeats them as on others.
 NUMERIC = {"test_engine", "test_training", "test_zoo"}
-
-
-def pytest_xdist_auto_num_workers():
-    """As many workers as cores that this process may use, memory permitting."""
-    return min(joblib.cpu_count(), 16)
 
 
 def pytest_collection_modifyitems(items):
