@@ -44,12 +44,12 @@ def code_digest(slug, root):
     str
     """
     root = Path(root)
-    cells = json.loads((root / "notebooks" / f"{slug}.ipynb").read_text())["cells"]
+    cells = json.loads((root / "notebooks" / f"{slug}.ipynb").read_text(encoding="utf-8"))["cells"]
     sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     modules = ["transform", "data", "models", "recording", "training"]
     if any("mnist1d.images" in source for source in sources):
         modules.append("images")
-    sources += [(root / "mnist1d" / f"{module}.py").read_text() for module in modules]
+    sources += [(root / "mnist1d" / f"{module}.py").read_text(encoding="utf-8") for module in modules]
     digest = hashlib.sha256()
     for source in sources:
         digest.update(_normalize(source).encode())

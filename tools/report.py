@@ -44,13 +44,15 @@ SYMBOLS = {"reproduced": "✓", "partly": "◐", "not reproduced": "✗"}
 
 def read_repository(root):
     """The one public address, owner/name, as pyproject.toml has it."""
-    return re.search(r'Repository = "https://github.com/([^"]+)"', (root / "pyproject.toml").read_text())[1]
+    return re.search(
+        r'Repository = "https://github.com/([^"]+)"', (root / "pyproject.toml").read_text(encoding="utf-8")
+    )[1]
 
 
 def read_all(root):
     """The results files, in the order of `FIGURES`."""
     paths = {slug: root / "figures" / f"{slug}.json" for slug in FIGURES}
-    return {slug: json.loads(path.read_text()) for slug, path in paths.items() if path.is_file()}
+    return {slug: json.loads(path.read_text(encoding="utf-8")) for slug, path in paths.items() if path.is_file()}
 
 
 def count_verdicts(results):
@@ -134,7 +136,10 @@ def replace_block(text, name, content):
 def render(root):
     """The two documents as they should stand, by name."""
     results = read_all(root)
-    readme, reproduction = (root / "README.md").read_text(), (root / "REPRODUCTION.md").read_text()
+    readme, reproduction = (
+        (root / "README.md").read_text(encoding="utf-8"),
+        (root / "REPRODUCTION.md").read_text(encoding="utf-8"),
+    )
     readme = replace_block(readme, "verdicts", count_verdicts(results))
     readme = replace_block(readme, "figures", format_figures(results, read_repository(root)))
     readme = replace_block(readme, "times", format_times(results))
