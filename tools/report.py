@@ -62,12 +62,14 @@ COLORS = {"holds": "#0072B2", "fails": "#D55E00", "undecided": "#777777"}
 
 def read_repository(root):
     """The one public address, owner/name, as pyproject.toml has it."""
-    return re.search(r'Repository = "https://github.com/([^"]+)"', (root / "pyproject.toml").read_text())[1]
+    return re.search(
+        r'Repository = "https://github.com/([^"]+)"', (root / "pyproject.toml").read_text(encoding="utf-8")
+    )[1]
 
 
 def read_json(path):
     """What a JSON file holds; {} where there is none."""
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def read_all(root):
@@ -244,7 +246,7 @@ def render(root):
     results, replication = read_all(root), read_json(root / "figures" / "replication.json")
     parameters = read_json(root / "mnist1d" / "published.json")
     equal_work = read_json(root / "figures" / "equal_work.json")
-    readme, reproduction = (root / "README.md").read_text(), (root / "REPRODUCTION.md").read_text()
+    readme, reproduction = (root / "README.md").read_text(encoding="utf-8"), (root / "REPRODUCTION.md").read_text(encoding="utf-8")
     counts = count_verdicts(results, replication)
     readme = replace_block(readme, "verdicts", counts)
     readme = replace_block(readme, "figures", format_figures(results, read_repository(root), root))
