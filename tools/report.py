@@ -163,7 +163,7 @@ def format_figures(results, repository, root):
             shown.append(f"{claim['statement']}: {claim['published']} → {format_measured(part)} {symbol}")
         verdicts = "".join(VERDICTS[c["verdict"]] for c in r["claims"]) + "–" * len(r["missing"])
         stale = f"<br>*{STALE}*" if is_stale(slug, r, root) else ""
-        thumbnail = f'<img src="figures/{slug}.png" width="160" alt="{FIGURES[slug]}">'
+        thumbnail = f'<img src="figures/{slug}.png" width="160" alt="the figure of {slug}">'
         rows.append(
             f"| {FIGURES[slug]} | [{slug}](notebooks/{slug}.ipynb)<br>{badge} | {'<br>'.join(shown)}{stale} "
             f"| {verdicts} | [{thumbnail}](figures/{slug}.png) |"
