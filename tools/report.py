@@ -246,7 +246,10 @@ def render(root):
     results, replication = read_all(root), read_json(root / "figures" / "replication.json")
     parameters = read_json(root / "mnist1d" / "published.json")
     equal_work = read_json(root / "figures" / "equal_work.json")
-    readme, reproduction = (root / "README.md").read_text(encoding="utf-8"), (root / "REPRODUCTION.md").read_text(encoding="utf-8")
+    readme, reproduction = (
+        (root / "README.md").read_text(encoding="utf-8"),
+        (root / "REPRODUCTION.md").read_text(encoding="utf-8"),
+    )
     counts = count_verdicts(results, replication)
     readme = replace_block(readme, "verdicts", counts)
     readme = replace_block(readme, "figures", format_figures(results, read_repository(root), root))
