@@ -7,7 +7,16 @@ The generator needs numpy and scipy alone. `mnist1d.models`, `mnist1d.training`,
 from importlib.metadata import PackageNotFoundError, version
 
 from mnist1d import data, utils
-from mnist1d.data import get_dataset, get_dataset_args, get_templates, make_dataset, reorder, to_torch, verify
+from mnist1d.data import (
+    get_dataset,
+    get_dataset_args,
+    get_templates,
+    load_human_answers,
+    make_dataset,
+    reorder,
+    to_torch,
+    verify,
+)
 from mnist1d.transform import transform
 from mnist1d.utils import ObjectView, from_pickle, plot_signals, set_seed, to_pickle
 
@@ -24,6 +33,7 @@ __all__ = [
     "get_dataset",
     "get_dataset_args",
     "get_templates",
+    "load_human_answers",
     "make_dataset",
     "plot_signals",
     "reorder",

@@ -1,19 +1,36 @@
 """The MNIST-1D generator: the frozen dataset by default, any size and difficulty on request."""
 
 import difflib
-import functools
 import hashlib
+import inspect
+import json
 import numbers
 import os
+import pickle
 import warnings
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-from mnist1d.transform import CORRELATION_WIDTH
-from mnist1d.utils import ObjectView, from_pickle, to_pickle
+from mnist1d.transform import CORRELATION_WIDTH, LARGEST, check_integer, check_padding, check_translation, require
+from mnist1d.utils import ObjectView, expand, from_pickle, open_for_rename
 
-__all__ = ["get_dataset", "get_dataset_args", "get_templates", "make_dataset", "reorder", "to_torch", "verify"]
+if TYPE_CHECKING:
+    from torch.utils.data import TensorDataset
+
+__all__ = [
+    "get_dataset",
+    "get_dataset_args",
+    "get_templates",
+    "load_human_answers",
+    "make_dataset",
+    "reorder",
+    "to_torch",
+    "verify",
+]
 
 # Table 2 of the paper. `url` is where the frozen pickle was published; nothing is fetched from it.
 DEFAULTS = {
@@ -32,8 +49,13 @@ DEFAULTS = {
     "url": "https://github.com/greydanus/mnist1d/raw/master/mnist1d_data.pkl",
 }
 
-# Samples transformed at once: their arrays fit into a processor's cache.
-CHUNK = 500
+# What the generator can do beyond Table 2.
+OPTIONS = {"label_noise": 0.0, "validation_split": 0.0, "factors": False}
+# What people write, where the spelling alone does not tell what they mean.
+SYNONYMS = {"length": "final_seq_length", "noise": "iid_noise_scale", "random_state": "seed"}
+
+# Numbers transformed at once, 500 samples of the default length: their arrays fit into a processor's cache.
+CHUNK = 36_000
 
 # SHA-256 of the little-endian bytes of the dataset of 2020, signals as float32, labels as int64.
 FROZEN_SHA256 = {
@@ -42,6 +64,10 @@ FROZEN_SHA256 = {
     "y": "d97dc7aecec8ad6b5d8f143ba3e9c4bd7e25c420d7dfc2eb990591cfc0ed3e15",
     "y_test": "8de99be3ff9dab15ae0dc072c3d6ced7cf6b33d365888ce4a386fc944489452c",
 }
+
+# What a file of get_dataset begins with, as a pickle that drops it: protocol 5, a text of 136 bytes; the SHA-256 of the
+# arguments and of the rest, which end this text, and POP follow.
+CACHE = b"\x80\x05\x8c\x88mnist1d "
 
 # One row a digit, the pen's horizontal position from the top of the digit to its bottom.
 TEMPLATES = [
@@ -58,7 +84,7 @@ TEMPLATES = [
 ]
 
 
-def get_dataset_args(as_dict=False):
+def get_dataset_args(as_dict: bool = False) -> ObjectView | dict[str, Any]:
     """The default arguments of the generator (paper, Table 2).
 
     Parameters
@@ -75,7 +101,7 @@ def get_dataset_args(as_dict=False):
     return args if as_dict else ObjectView(args)
 
 
-def get_templates():
+def get_templates() -> dict[str, np.ndarray]:
     """The ten digit templates (paper, Figure 1).
 
     Returns
@@ -90,78 +116,128 @@ def get_templates():
     return {"x": x / 6.0, "t": np.linspace(-5, 5, x.shape[1]) / 6.0, "y": np.arange(10)}
 
 
-def _read_args(args):
-    """A dict of every argument, from None, a dict or any object with attributes."""
-    if args is None:
-        return get_dataset_args(as_dict=True)
-    if isinstance(args, dict):
+def _nearest(name, cutoff):
+    """The argument that somebody who wrote `name` may have meant, or None."""
+    names = [*DEFAULTS, *OPTIONS]
+    return SYNONYMS.get(name) or next(iter(difflib.get_close_matches(name, names, n=1, cutoff=cutoff)), None)
+
+
+def _read_args(args, changes):
+    """A dict of every argument, from None, a mapping or any object with attributes, and from keywords."""
+    given = {}
+    if isinstance(args, Mapping):
         given = dict(args)
-    else:
-        given = {name: getattr(args, name) for name in dir(args) if not name.startswith("_")}
+    elif args is not None:
+        # Whatever else an object holds is not touched: it may be costly, or fail.
+        for name in [*DEFAULTS, "label_noise", "validation_split"]:
+            try:
+                given[name] = getattr(args, name)
+            except (AttributeError, KeyError):
+                continue
+        values = (numbers.Number, str, bytes, list, tuple, set, np.ndarray)
+        require(given or not isinstance(args, values), "args", args, "an object with attributes, or a mapping")
+        for name, value in inspect.getmembers_static(args):
+            other = name in DEFAULTS or name in OPTIONS or callable(value) or hasattr(type(value), "__get__")
+            if not other and not name.startswith("_") and (meant := _nearest(name, 0.75)):
+                warnings.warn(f"args.{name} has no effect; did you mean {meant!r}?", stacklevel=4)
+    given |= changes
     for name in given:
-        nearest = difflib.get_close_matches(name, DEFAULTS, n=1, cutoff=0.85)
-        if name not in DEFAULTS and nearest:
-            warnings.warn(f"args.{name} has no effect; did you mean {nearest[0]!r}?", stacklevel=3)
-    return {name: given.get(name, default) for name, default in get_dataset_args(as_dict=True).items()}
+        if name not in DEFAULTS and name not in OPTIONS:
+            meant = _nearest(str(name), 0.6)
+            known = f"did you mean {meant!r}?" if meant else f"known are {', '.join([*DEFAULTS, *OPTIONS])}"
+            raise ValueError(f"unknown argument {name!r}; {known}")
+    defaults = {**get_dataset_args(as_dict=True), **OPTIONS}
+    return defaults | {name: value for name, value in given.items() if value is not None or name not in OPTIONS}
 
 
-def _require(condition, name, value, rule):
-    if not condition:
-        raise ValueError(f"{name}={value!r}: must be {rule}")
+def _read_template(template):
+    """A template's arrays `x` (classes, length) and `t` (n,), float64, and `y` (classes,), checked."""
+    if not isinstance(template, Mapping) or not template.keys() >= {"x", "t", "y"}:
+        raise ValueError(f"template={type(template).__name__}: must be a dict of x, t and y")
+    arrays = {}
+    for name, ndim in (("x", 2), ("t", 1), ("y", 1)):
+        try:
+            array = np.asarray(template[name])
+        except (ValueError, TypeError, RuntimeError):
+            raise ValueError(f"template[{name!r}]: must be one array, its rows of the same length") from None
+        shape = f"template[{name!r}] has shape {array.shape} and type {array.dtype}"
+        if array.ndim != ndim or not array.size:
+            raise ValueError(f"{shape}: must have {ndim} axes, none of them empty")
+        if array.dtype.kind not in ("biuf" if name != "y" else "biufU"):
+            raise ValueError(f"{shape}: must be numbers{' or text' if name == 'y' else ''}")
+        if name != "y" or array.dtype.kind == "f":
+            array = array.astype(np.float64)
+            if not (np.abs(array) <= 1e50).all():
+                raise ValueError(f"{shape}: must be finite numbers of at most 1e50")
+        arrays[name] = array.astype(np.int64) if array.dtype.kind in "iu" else array
+    if len(arrays["y"]) > len(arrays["x"]):
+        raise ValueError(f"template['y'] has {len(arrays['y'])} labels: must be at most the {len(arrays['x'])} shapes")
+    return arrays
 
 
-def _is_number(value, kind=numbers.Real):
-    return isinstance(value, kind) and not isinstance(value, bool) and np.isfinite(value)
+def _check(args, template):
+    """The arguments as plain numbers, or a ValueError that names the first bad one, its value and the rule."""
+    args, classes = dict(args), len(template["y"])
 
+    def check(name, good, rule):
+        require(good, name, args[name], rule)
 
-def _validate(args, templates, label_noise, validation_split):
-    """Raise a ValueError that names the first bad argument, its value and the rule."""
-    classes, template_len = templates["x"].shape
-    for name in ("num_samples", "template_len", "max_translation", "final_seq_length"):
-        _require(_is_number(args[name], numbers.Integral), name, args[name], "an integer")
+    def check_float(name, high, rule):
+        value = args[name].item() if isinstance(args[name], np.generic) else args[name]
+        check(name, isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 <= value <= high, rule)
+        args[name] = float(value)
+
+    rule = f"an integer, {classes} (one sample a class) or more"
+    given = check_integer(args["num_samples"], "num_samples", classes, LARGEST, rule)
+    n = args["num_samples"] = given - given % classes
+    if n < given:
+        warnings.warn(f"num_samples={given} is rounded down to {n}, which {classes} classes divide", stacklevel=4)
+    for name in ("template_len", "final_seq_length"):
+        args[name] = check_integer(args[name], name, 1, LARGEST)
+    args["padding"] = check_padding(args["padding"])
+    args["max_translation"] = check_translation(args["max_translation"], args["template_len"] + args["padding"][1])
     for name in ("scale_coeff", "corr_noise_scale", "iid_noise_scale", "shear_scale"):
-        _require(_is_number(args[name]) and args[name] >= 0, name, args[name], "a finite number, 0 or more")
-    n, length = args["num_samples"], args["final_seq_length"]
-    _require(n > 0 and n % classes == 0, "num_samples", n, f"a positive multiple of the {classes} classes")
-    _require(
-        args["template_len"] == template_len, "template_len", args["template_len"], f"the templates' {template_len}"
-    )
-    try:
-        low, high = args["padding"]
-        padding_ok = all(_is_number(p, numbers.Integral) for p in (low, high)) and 0 <= low <= high
-    except (TypeError, ValueError):
-        padding_ok = False
-    _require(padding_ok, "padding", args["padding"], "a pair of integers [low, high] with 0 <= low <= high")
-    longest = template_len + high
-    rule = f"from 0 (no shift) to {longest}, the length of the padded signal"
-    _require(0 <= args["max_translation"] <= longest, "max_translation", args["max_translation"], rule)
-    _require(length >= 1, "final_seq_length", length, "1 or more")
-    split = args["train_split"]
-    _require(_is_number(split) and 0 < split <= 1, "train_split", split, "a fraction in (0, 1]")
-    _require(
-        isinstance(args["shuffle_seq"], (bool, np.bool_, int)), "shuffle_seq", args["shuffle_seq"], "True or False"
-    )
-    seed = args["seed"]
-    seed_ok = seed is None or (_is_number(seed, numbers.Integral) and 0 <= seed < 2**32)
-    _require(seed_ok, "seed", seed, "an integer from 0 to 2**32 - 1, or None for a fresh one")
-    _require(_is_number(label_noise) and 0 <= label_noise <= 1, "label_noise", label_noise, "a fraction in [0, 1]")
-    ok = _is_number(validation_split) and 0 <= validation_split < 1
-    _require(ok, "validation_split", validation_split, "a fraction in [0, 1)")
+        check_float(name, 1e50, "a finite number from 0 to 1e50")
+    for name in ("train_split", "label_noise", "validation_split"):
+        check_float(name, 1, "a fraction from 0 to 1")
+    for name in ("shuffle_seq", "factors"):
+        check(name, isinstance(args[name], (numbers.Integral, np.bool_)) and args[name] in (0, 1), "True or False")
+        args[name] = bool(args[name])
+    rule = f"a fraction that leaves training samples, of {n} none is left"
+    check("train_split", n * args["train_split"] >= 1, rule)
+    check("label_noise", not args["label_noise"] or len(np.unique(template["y"])) > 1, "0 where there is one label")
+    if args["seed"] is not None:
+        check_integer(args["seed"], "seed", 0, 2**32 - 1, "an integer from 0 to 2**32 - 1, or None for a fresh one")
+        args["seed"] = int(args["seed"])
+    return args
 
 
-@functools.lru_cache(maxsize=16)
-def _interpolation(sources, n_out):
-    """Left neighbours (source, n_out) and weights that resample signals of the given lengths."""
+def _resolve(args, template, changes):
+    """Every argument and the templates, checked: what decides a dataset."""
+    args = _read_args(args, changes)
+    template = _read_template(get_templates() if template is None else template)
+    args = _check(args, template)
+    if args["seed"] is None:
+        args["seed"] = int(np.random.SeedSequence().generate_state(1)[0])
+        warnings.warn(f"seed=None: this dataset is drawn with seed={args['seed']}", stacklevel=3)
+    if args["url"] not in (None, DEFAULTS["url"]):
+        warnings.warn(f"args.url={args['url']!r} has no effect: nothing is downloaded", stacklevel=3)
+    return args, template
+
+
+def _neighbours(n_in, n_out):
+    """Where n_out evenly spaced positions lie among n_in (n,) of them: left neighbours, weights (n, n_out)."""
+    last = np.asarray(n_in)[:, None] - 1
+    step = 1 / np.maximum(last, 1)
+
+    def place(index):  # as np.linspace(0, 1, n_in)[index]
+        return np.where(index < last, index * step, np.minimum(last, 1))
+
     target = np.linspace(0, 1, n_out)
-    lows, steps, offsets = [], [], []
-    for n_in in sources:
-        grid = np.linspace(0, 1, n_in)
-        low = np.searchsorted(grid, target, side="right") - 1
-        high = np.minimum(low + 1, n_in - 1)
-        lows.append(low)
-        steps.append(np.where(high > low, grid[high] - grid[low], 1.0))
-        offsets.append(target - grid[low])
-    return np.stack(lows), np.stack(steps), np.stack(offsets)
+    low = np.minimum((target / step).astype(np.int64), last)
+    low += (low < last) & (place(low + 1) <= target)
+    low -= place(low) > target
+    return low, np.where(low < last, place(low + 1) - place(low), 1), target - place(low)
 
 
 def _interpolate_rows(x, low, step, offset):
@@ -189,175 +265,278 @@ def _draw(rng, n, length, max_translation):
 
 
 def _transform_all(x, args, rng, eps=1e-8):
-    """Transform templates x (n, template_len) into signals (n, final_seq_length), all at once."""
+    """Signals (n, final_seq_length) of templates x (n, length), all at once; with `factors` what was drawn, too."""
     n, template_len = x.shape
     low, high = args["padding"]
-    length = template_len + high
+    length = args["template_len"] + high
     (u_pad, u_scale, u_shear), shift, normal = _draw(rng, n, length, args["max_translation"])
+    padding = low + (u_pad * (high - low + 1)).astype(np.int64)
+    scale = 1 + args["scale_coeff"] * (u_scale - 0.5)
+    shear = args["shear_scale"] * (u_shear - 0.5)
 
-    paddings = np.arange(low, high + 1)
-    which = (u_pad * len(paddings)).astype(np.int64)
-    table = [part[which] for part in _interpolation(tuple(template_len + paddings), length)]
-    x = _interpolate_rows(np.pad(x + eps, ((0, 0), (0, high))), *table)
-    x *= 1 + args["scale_coeff"] * (u_scale - 0.5)[:, None]
-    x = np.take_along_axis(x, (np.arange(length) - shift[:, None]) % length, 1)
+    widths, which = np.unique(template_len + padding, return_inverse=True)
+    dilate = [part[which] for part in _neighbours(widths, length)]
+    subsample = _neighbours([length], args["final_seq_length"])
+    line = shear[:, None] * np.linspace(-0.5, 0.5, length)
 
+    x = _interpolate_rows(np.pad(x + eps, ((0, 0), (0, high))), *dilate)
+    x *= scale[:, None]
+    clean = np.take_along_axis(x, (np.arange(length) - shift[:, None]) % length, 1)
     correlated = gaussian_filter1d(args["corr_noise_scale"] * normal[:, 0], CORRELATION_WIDTH, axis=1)
-    x = np.where(x != 0, x, correlated) + args["iid_noise_scale"] * normal[:, 1]
-    x -= (args["shear_scale"] * (u_shear - 0.5))[:, None] * np.linspace(-0.5, 0.5, length)
-    return _interpolate_rows(x, *_interpolation((length,), args["final_seq_length"]))
+    x = np.where(clean != 0, clean, correlated) + args["iid_noise_scale"] * normal[:, 1]
+    columns = {"x": _interpolate_rows(x - line, *subsample)}
+    if args["factors"]:
+        columns["clean"] = _interpolate_rows(clean - line, *subsample)
+        columns |= {"padding": padding, "scale": scale, "shift": shift, "shear": shear}
+    return columns
 
 
 def _positions(t, args):
     """The templates' positions t (template_len,), resampled as the signals are."""
-    length = args["template_len"] + args["padding"][-1]
-    t = _interpolate_rows(t[None], *_interpolation((len(t),), length))
-    return _interpolate_rows(t, *_interpolation((length,), args["final_seq_length"]))[0]
+    length = args["template_len"] + args["padding"][1]
+    t = _interpolate_rows(t[None], *_neighbours([len(t)], length))
+    return _interpolate_rows(t, *_neighbours([length], args["final_seq_length"]))[0]
 
 
-def make_dataset(args=None, template=None, *, label_noise=0.0, validation_split=0.0):
+def _generate(args, template):
+    """The dataset of checked arguments."""
+    rng = np.random.RandomState(args["seed"])
+    per_class = args["num_samples"] // len(template["y"])
+    rows = np.repeat(np.arange(len(template["y"])), per_class)
+    chunk = max(1, CHUNK // (args["template_len"] + args["padding"][1]))
+    parts = [_transform_all(template["x"][rows[i : i + chunk]], args, rng) for i in range(0, len(rows), chunk)]
+    order = rng.permutation(len(rows))
+    columns = {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
+    del parts
+    y = template["y"][rows[order]]
+    signals = [name for name in ("x", "clean") if name in columns]
+    if args["shuffle_seq"]:
+        positions = rng.permutation(args["final_seq_length"])
+        columns |= {name: columns[name][:, positions] for name in signals}
+    mean, std = columns["x"].mean(), columns["x"].std()
+    varies = std > 1e-100 and columns["x"].min() < columns["x"].max()
+    require(varies, "iid_noise_scale", args["iid_noise_scale"], "above 0 where nothing else makes the signals vary")
+    columns |= {name: (columns[name] - mean) / std for name in signals}
+    t = _positions(template["t"], args) / std
+
+    split = int(len(y) * args["train_split"])
+    x = columns.pop("x")
+    data = {"x": x[:split], "x_test": x[split:], "y": y[:split], "y_test": y[split:], "t": t, "templates": template}
+    for name, column in columns.items():
+        data |= {name: column[:split], f"{name}_test": column[split:]}
+    if args["validation_split"]:
+        is_val = _draw_validation(data["y"], args["validation_split"], np.random.default_rng([args["seed"], 1]))
+        for name in ("x", "y", *columns):
+            data |= {name: data[name][~is_val], f"{name}_val": data[name][is_val]}
+    if args["label_noise"]:
+        data["y_clean"] = data["y"]
+        noise_rng = np.random.default_rng([args["seed"], 2])
+        data["y"] = _flip_labels(data["y"], np.unique(template["y"]), args["label_noise"], noise_rng)
+    return data
+
+
+def make_dataset(args: Any = None, template: Mapping[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
     """Generate MNIST-1D. With default arguments this is the frozen dataset of 2020.
 
     Parameters
     ----------
-    args : object or dict, optional
-        Any object with the attributes of :func:`get_dataset_args`, or a dict; what is missing takes
-        its default. `seed` decides every draw; None draws a fresh seed and reports it in a warning.
-    template : dict, optional
-        `x` (classes, template_len), `t` (template_len,), `y` (classes,) in place of :func:`get_templates`.
-    label_noise : float
-        Fraction of the training labels, in [0, 1], that are replaced by a *different* class, uniformly.
-        Exactly ``round(label_noise * n)`` labels change; the true ones are returned as `y_clean`.
-    validation_split : float
-        Fraction of every class of the training set, in [0, 1), that is set aside as `x_val`, `y_val`.
+    args : object or mapping, optional
+        Any object with the attributes of :func:`get_dataset_args`, of which no other is read, or a mapping; what is
+        missing takes its default. `seed` decides every draw; None draws a fresh seed and reports it in a warning.
+        Samples that the classes do not divide are left out, with a warning.
+    template : mapping, optional
+        `x` (classes, length), `t` (length,), `y` (classes,) in place of :func:`get_templates`. Labels are any numbers
+        or text, repeated or not; of more shapes than labels the first are used.
+    **changes
+        Arguments by name, before those in `args`: ``make_dataset(num_samples=100, seed=1)``. Also, in a mapping too:
+
+        label_noise : float
+            Fraction of the training labels, in [0, 1], that are replaced by a *different* label, uniformly.
+            Exactly ``round(label_noise * n)`` labels change; the true ones are returned as `y_clean`.
+        validation_split : float
+            Fraction of every class of the training set, in [0, 1), that is set aside as `x_val`, `y_val`.
+        factors : bool
+            Return what was drawn for each sample, too.
+
+        An object's attributes `label_noise` and `validation_split` count as well.
 
     Returns
     -------
     dict
         `x`, `x_test` (n, final_seq_length) float64, zero mean and unit variance over the dataset;
         `y`, `y_test` (n,) int64; `t` (final_seq_length,) float64; `templates`. With `label_noise`
-        also `y_clean`; with `validation_split` also `x_val`, `y_val` (their labels stay clean).
+        also `y_clean`; with `validation_split` also `x_val`, `y_val` (their labels stay clean). With `factors` for
+        each split (``shear``, ``shear_test``, ``shear_val``) `padding` (n,) int64, the zeros appended before the
+        digit was dilated; `scale` (n,) its amplitude; `shift` (n,) int64, positions of the padded signal; `shear` (n,)
+        the slope; and `clean` (n, final_seq_length), the signal `x` without either noise, under the same
+        standardisation.
 
     Raises
     ------
     ValueError
-        Names the argument, its value and the rule.
+        Names the argument, its value and the rule; for an unknown name the nearest.
 
     Notes
     -----
     Global random state is neither read nor changed.
+
+    Datasets that differ in `scale_coeff`, `corr_noise_scale`, `iid_noise_scale`, `shear_scale`, `final_seq_length`,
+    `shuffle_seq`, `train_split`, `factors` or the lower end of `padding` share all their draws, and so do those that
+    differ in `label_noise` or `validation_split`: sample for sample they have the same label and differ in that alone,
+    up to the standardisation. `seed`, `num_samples`, `template_len`, the upper end of `padding` and `max_translation`
+    change how many numbers are drawn, and with that every sample and the order of the labels.
+
     Source: Section 3 and Table 2 of the paper.
     """
-    args = _read_args(args)
-    templates = get_templates() if template is None else template
-    _validate(args, templates, label_noise, validation_split)
-    if args["seed"] is None:
-        args["seed"] = int(np.random.SeedSequence().generate_state(1)[0])
-        warnings.warn(f"seed=None: this dataset is drawn with seed={args['seed']}", stacklevel=2)
-    rng = np.random.RandomState(args["seed"])
-
-    per_class = args["num_samples"] // len(templates["y"])
-    x = np.repeat(templates["x"], per_class, axis=0)
-    x = np.concatenate([_transform_all(x[i : i + CHUNK], args, rng) for i in range(0, len(x), CHUNK)])
-    y = np.repeat(templates["y"], per_class)
-    order = rng.permutation(len(y))
-    x, y = x[order], y[order]
-    if args["shuffle_seq"]:
-        x = x[:, rng.permutation(args["final_seq_length"])]
-    t = _positions(templates["t"], args) / x.std()
-    x = (x - x.mean()) / x.std()
-
-    split = int(len(y) * args["train_split"])
-    data = {"x": x[:split], "x_test": x[split:], "y": y[:split], "y_test": y[split:], "t": t, "templates": templates}
-    if validation_split:
-        data.update(_split_validation(data["x"], data["y"], validation_split, np.random.default_rng([args["seed"], 1])))
-    if label_noise:
-        data["y_clean"] = data["y"]
-        noise_rng = np.random.default_rng([args["seed"], 2])
-        data["y"] = _flip_labels(data["y"], templates["y"], label_noise, noise_rng)
-    return data
+    return _generate(*_resolve(args, template, changes))
 
 
-def _split_validation(x, y, fraction, rng):
-    """Set aside the same fraction of every class, the order of the rest kept."""
+def _draw_validation(y, fraction, rng):
+    """A mask (n,) of the same fraction of every class."""
     is_val = np.zeros(len(y), dtype=bool)
     for label in np.unique(y):
         members = np.flatnonzero(y == label)
         is_val[rng.choice(members, round(fraction * len(members)), replace=False)] = True
-    return {"x": x[~is_val], "y": y[~is_val], "x_val": x[is_val], "y_val": y[is_val]}
+    rule = f"0 or leave training and validation samples, of {len(y)} it sets {is_val.sum()} aside"
+    require(0 < is_val.sum() < len(y), "validation_split", fraction, rule)
+    return is_val
 
 
-def _flip_labels(y, classes, fraction, rng):
-    """Replace a fraction of the labels, each by one of the other classes with equal chance."""
+def _flip_labels(y, labels, fraction, rng):
+    """Replace a fraction of y (n,), each by one of the other labels (sorted, unique) with equal chance."""
     y = y.copy()
     flipped = rng.choice(len(y), round(fraction * len(y)), replace=False)
-    index = np.searchsorted(classes, y[flipped]) + rng.integers(1, len(classes), len(flipped))
-    y[flipped] = classes[index % len(classes)]
+    index = np.searchsorted(labels, y[flipped]) + rng.integers(1, len(labels), len(flipped))
+    y[flipped] = labels[index % len(labels)]
     return y
 
 
-def _cache_key(args, options):
-    """A digest of everything that decides the dataset."""
-    digest = hashlib.sha256()
-    for name, value in sorted({**args, **options}.items()):
-        if name != "url":
-            digest.update(f"{name}={value!r};".encode() if not isinstance(value, dict) else name.encode())
-            for part in value.values() if isinstance(value, dict) else ():
-                digest.update(np.ascontiguousarray(part).tobytes())
+def _digest_arguments(args, template):
+    """SHA-256 of everything that decides a dataset, as hexadecimal digits."""
+    decisive = {name: value for name, value in args.items() if name != "url"}
+    digest = hashlib.sha256(repr(sorted(decisive.items())).encode())
+    for array in template.values():
+        digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
     return digest.hexdigest()
 
 
-def get_dataset(args, path=None, verbose=True, download=True, regenerate=False, **kwargs):
+def _is_ours(path):
+    """Whether get_dataset wrote a file, which may have been cut off or have one wrong byte where it begins."""
+    with open(path, "rb") as file:
+        start = file.read(len(CACHE))
+    return sum(a != b for a, b in zip(start, CACHE, strict=False)) <= (len(start) == len(CACHE))
+
+
+def _read_cache(path, key):
+    """The dataset in a file that get_dataset wrote, or None, and the reason."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(len(CACHE)), file.read(64), file.read(64 + 1)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if (start[0], start[2]) != (CACHE, f"{digest}0".encode()):
+            raise pickle.UnpicklingError("it is not as it was written")
+        if start[1] != key.encode():
+            return None, "held a dataset of other arguments"
+        return from_pickle(path), "was read"
+    except pickle.UnpicklingError as error:
+        warnings.warn(f"{path} could not be read ({error}); it is replaced", stacklevel=3)
+        return None, "was damaged"
+
+
+def _read_foreign(path, is_default):
+    """The dataset in a file that something else wrote, or None where it is the frozen one and another is wanted.
+
+    What is no dataset is a ValueError: such a file is somebody's, and stays as it is.
+    """
+    try:
+        data = from_pickle(path)
+        keys = ("x", "y", "x_test", "y_test")
+        good = isinstance(data, dict) and all(isinstance(data.get(key), (np.ndarray, list)) for key in keys)
+        if not good or len(data["x"]) != len(data["y"]) or len(data["x_test"]) != len(data["y_test"]):
+            raise pickle.UnpicklingError(f"it holds no {', '.join(keys)} that belong together")
+    except (pickle.UnpicklingError, TypeError) as error:
+        rule = f"a dataset or a new file; this one is left as it is ({error})"
+        raise ValueError(f"path={str(path)!r}: must be {rule}") from error
+    if _is_frozen(data):
+        return data if is_default else None
+    text = f"{path} was not written by get_dataset: it is read as it is, whatever the arguments say"
+    warnings.warn(text, stacklevel=3)
+    return data
+
+
+def get_dataset(
+    args: Any = None,
+    path: str | bytes | os.PathLike | None = None,
+    verbose: bool = True,
+    download: bool = True,
+    regenerate: bool = False,
+    **kwargs: Any,
+) -> dict[str, Any]:
     """Read a dataset from its cache file, or generate it and write the file.
 
     Parameters
     ----------
-    args : object or dict
+    args : object or mapping, optional
         As for :func:`make_dataset`.
     path : path-like, optional
         The cache file; by default ``./mnist1d_data.pkl``, or ``./mnist1d_data_shuffle.pkl`` with `shuffle_seq`.
-        A file that holds another dataset, or that is damaged, is replaced.
+        It is a pickle of the dataset that any program can load. Where this function wrote it, it belongs to its
+        arguments, and is replaced when they change or when it is damaged. A file that it did not write is never
+        replaced: a dataset is read as it is, with a warning unless it is the frozen one.
     verbose : bool
         Print where the data came from.
     download : bool
         Accepted for compatibility. Nothing is downloaded: the frozen dataset is generated in 40 ms.
     regenerate : bool
-        Do not read the cache file.
+        Do not read the file.
     **kwargs
-        Further arguments of :func:`make_dataset`.
+        Further arguments of :func:`make_dataset`, `template` among them.
 
     Returns
     -------
     dict
-        As :func:`make_dataset` returns it.
+        As :func:`make_dataset` returns it. Where the file cannot be written, a warning says so.
+
+    Raises
+    ------
+    ValueError
+        If an argument is bad, or if there is a file at `path` that is no dataset.
+    OSError
+        If there is a file at `path` that cannot be read.
     """
-    options = _read_args(args)
-    path = f"./mnist1d_data{'_shuffle' if options['shuffle_seq'] else ''}.pkl" if path is None else path
-    key = _cache_key(options, kwargs)
-    reason = "was to be made anew" if regenerate else "does not exist"
-    if os.path.exists(path) and not regenerate:
-        try:
-            data = from_pickle(path)
-            if options["seed"] is not None and (
-                data.get("key") == key or (_is_frozen(data) and key == _cache_key(DEFAULTS, {}))
-            ):
-                data.pop("key", None)
-                if verbose:
-                    print(f"Read {path}")
-                return data
-            reason = "holds a dataset of other arguments"
-        # What a damaged pickle raises depends on which byte is wrong.
-        except Exception as error:
-            reason = f"could not be read ({type(error).__name__}: {error})"
-            warnings.warn(f"{path} {reason}; it is replaced", stacklevel=2)
-    data = make_dataset(options, **kwargs)
-    to_pickle({**data, "key": key}, path)
+    args, template = _resolve(args, kwargs.pop("template", None), kwargs)
+    path = expand(f"./mnist1d_data{'_shuffle' if args['shuffle_seq'] else ''}.pkl" if path is None else path)
+    key = _digest_arguments(args, template)
+    exists = os.path.exists(path)
+    ours = not exists or _is_ours(path)
+    reason = "was to be made anew" if exists else "did not exist"
+    if exists and not regenerate:
+        if ours:
+            data, reason = _read_cache(path, key)
+        else:
+            data = _read_foreign(path, key == _digest_arguments(*_resolve(None, None, {})))
+        if data is not None:
+            if verbose:
+                print(f"Read {path}")
+            return data
+    data = _generate(args, template)
+    if not ours:
+        warnings.warn(f"{path} was not written by get_dataset and stays; the new dataset is not kept", stacklevel=2)
+        return data
+    content = pickle.dumps(data, protocol=5)
+    try:
+        with open_for_rename(path) as file:
+            file.write(CACHE + key.encode() + hashlib.sha256(content).hexdigest().encode() + b"0")
+            file.write(content)
+    except OSError as error:
+        warnings.warn(f"{path} cannot be written ({error}): the dataset is not kept", stacklevel=2)
+        return data
     if verbose:
         print(f"Generated the dataset and wrote {path}, which {reason}")
     return data
 
 
-def reorder(data, order):
+def reorder(data: Mapping[str, Any], order: Sequence[int]) -> dict[str, Any]:
     """The same examples with their positions in another order, the same for every example of every split.
 
     Parameters
@@ -370,25 +549,33 @@ def reorder(data, order):
     Returns
     -------
     dict
-        `data` with new `x`, `x_test` and, if there is one, `x_val`.
+        `data` with new `x`, `x_test` and, if there are any, `x_val`, `clean`, `clean_test`, `clean_val`.
+
+    Raises
+    ------
+    ValueError
+        If `order` does not name every position once.
     """
-    return {**data, **{key: x[:, order] for key, x in data.items() if key in ("x", "x_val", "x_test")}}
-
-
-def _digests(data):
-    """SHA-256 of the arrays that make the frozen dataset, as FROZEN_SHA256 has them."""
-    kinds = {"x": "<f4", "x_test": "<f4", "y": "<i8", "y_test": "<i8"}
-    return {
-        name: hashlib.sha256(np.ascontiguousarray(data[name]).astype(kind).tobytes()).hexdigest()
-        for name, kind in kinds.items()
-    }
+    order, length = np.asarray(order), data["x"].shape[1]
+    is_permutation = order.shape == (length,) and order.dtype.kind in "iu" and (np.sort(order) == range(length)).all()
+    if not is_permutation:
+        raise ValueError(f"order={order.tolist()!r}: must name each of the {length} positions once")
+    signals = [name + suffix for name in ("x", "clean") for suffix in ("", "_val", "_test")]
+    return {**data, **{name: data[name][:, order] for name in signals if name in data}}
 
 
 def _is_frozen(data):
-    return FROZEN_SHA256.keys() <= data.keys() and _digests(data) == FROZEN_SHA256
+    """Whether the arrays are those of FROZEN_SHA256."""
+    for name, digest in FROZEN_SHA256.items():
+        array, kind = data[name], "<f4" if name.startswith("x") else "<i8"
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "iuf":
+            return False
+        if hashlib.sha256(array.astype(kind).tobytes()).hexdigest() != digest:
+            return False
+    return True
 
 
-def verify():
+def verify() -> bool:
     """Tell whether this installation generates the frozen dataset of 2020, float32-identical.
 
     Returns
@@ -398,7 +585,34 @@ def verify():
     return _is_frozen(make_dataset())
 
 
-def to_torch(data, split="train"):
+def load_human_answers() -> dict[str, np.ndarray]:
+    """The answers of one person to the public quiz: 400 samples of the frozen test set, 383 answered right.
+
+    Returns
+    -------
+    dict
+        `test_index`, positions in `x_test`, all different; `guess`; `label`; each (400,) int64.
+
+    Raises
+    ------
+    ValueError
+        If the file of the package is damaged.
+    """
+    file = resources.files("mnist1d").joinpath("human_answers.json")
+    try:
+        answers = {name: np.array(values) for name, values in json.loads(file.read_text(encoding="utf-8")).items()}
+        good = answers.keys() == {"test_index", "guess", "label"} and len(np.unique(answers["test_index"])) == 400
+        for name, values in answers.items():
+            values = answers[name] = values.astype(np.int64, casting="safe")
+            good &= values.shape == (400,) and bool(np.isin(values, range(1000 if name == "test_index" else 10)).all())
+    except (ValueError, TypeError, AttributeError):
+        good = False
+    if not good:
+        raise ValueError(f"{file}: must hold test_index, guess and label of 400 answers; install the package again")
+    return answers
+
+
+def to_torch(data: Mapping[str, Any], split: str = "train") -> "TensorDataset":
     """A torch view of one split, for use with a DataLoader.
 
     Parameters
@@ -421,8 +635,7 @@ def to_torch(data, split="train"):
 
     suffix = {"train": "", "val": "_val", "test": "_test"}.get(split)
     splits = [name for name, key in (("train", "x"), ("val", "x_val"), ("test", "x_test")) if key in data]
-    _require(split in splits, "split", split, f"one of {splits}")
+    require(split in splits, "split", split, f"one of {splits}")
     x, y = data["x" + suffix], data["y" + suffix]
-    return torch.utils.data.TensorDataset(
-        torch.as_tensor(x, dtype=torch.float32), torch.as_tensor(y, dtype=torch.int64)
-    )
+    x, y = torch.as_tensor(x, dtype=torch.float32), torch.as_tensor(y, dtype=torch.int64)
+    return torch.utils.data.TensorDataset(x, y)

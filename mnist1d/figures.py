@@ -1,6 +1,8 @@
 """The look of every figure."""
 
+import os
 import platform
+import sys
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -57,19 +59,37 @@ def setup():
     print(f"{versions}, matplotlib {matplotlib.__version__}; {get_device()}, {get_jobs()} jobs; profile {profile()}")
 
 
-def save_figure(fig, name):
-    """Write a figure as PNG and PDF, without dates, each in one step.
+def show_written(*paths):
+    """Print where files were written, in a notebook with links."""
+    names = [os.path.relpath(path) for path in paths]
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if hasattr(shell, "kernel"):
+        links = ", ".join(f'<a href="{name}">{name}</a>' for name in names)
+        shell.display_pub.publish({"text/plain": f"wrote {', '.join(names)}", "text/html": f"wrote {links}"})
+    else:
+        print("wrote", ", ".join(names))
+
+
+def save_figure(fig, name, alt=None):
+    """Write a figure as PNG and PDF, without dates, each in one step, and say where.
 
     Parameters
     ----------
     fig : matplotlib.figure.Figure
     name : str
         The notebook's slug, or the slug and a suffix, without folder or extension.
+    alt : str, optional
+        What the picture shows, for those who cannot see it: becomes the files' description.
     """
-    dateless = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None, "Creator": None}}
-    for kind, metadata in dateless.items():
-        with open_for_rename(output_folder() / f"{name}.{kind}") as file:
+    dateless = {
+        "png": {"Software": None, "Description": alt},
+        "pdf": {"CreationDate": None, "Producer": None, "Creator": None, "Subject": alt},
+    }
+    paths = [output_folder() / f"{name}.{kind}" for kind in dateless]
+    for path, (kind, metadata) in zip(paths, dateless.items(), strict=True):
+        with open_for_rename(path) as file:
             fig.savefig(file, format=kind, metadata=metadata)
+    show_written(*paths)
 
 
 def plot_mean(ax, x, samples, **style):

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import http.client
 import io
+import math
 import os
 import queue
 import tarfile
@@ -12,15 +13,13 @@ import threading
 import time
 import warnings
 import zipfile
-import zlib
 from pathlib import Path
 from urllib.request import urlopen
 
 import numpy as np
 import platformdirs
-from sklearn.datasets import load_digits
 
-from mnist1d.utils import open_for_rename
+from mnist1d.utils import expand, open_for_rename
 
 __all__ = ["find_data", "load_cifar10", "load_mnist"]
 
@@ -38,13 +37,14 @@ CIFAR10_MIRRORS = ["https://www.cs.toronto.edu/~kriz/"]
 CIFAR10_SHA256 = {"cifar-10-binary.tar.gz": "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"}
 SILENCE = 5  # seconds without a byte, after which a mirror is given up
 KEYS = ("x_train", "y_train", "x_test", "y_test")
+MOST = 100_000  # images a split of a file that somebody put there
 
 
 def _cache():
     return Path(platformdirs.user_cache_dir("mnist1d"))
 
 
-def find_data(name):
+def find_data(name: str) -> Path | None:
     """The path of a data file: in the folder MNIST1D_DATA if it is there, else in the user's cache, else None.
 
     Parameters
@@ -54,9 +54,16 @@ def find_data(name):
     Returns
     -------
     pathlib.Path or None
+
+    Raises
+    ------
+    ValueError
+        If MNIST1D_DATA names no folder.
     """
     folder = os.environ.get("MNIST1D_DATA")
-    paths = [Path(folder) / name] if folder else []
+    if folder and not expand(folder).is_dir():
+        raise ValueError(f"MNIST1D_DATA={folder!r}: must be a folder that is there")
+    paths = [expand(folder) / name] if folder else []
     return next((path for path in [*paths, _cache() / name] if path.is_file()), None)
 
 
@@ -92,7 +99,8 @@ def _fetch(files, mirrors, seconds):
 
     A file whose sum is wrong is never used: in the cache it is reported and replaced.
     """
-    found, reasons = {}, []
+    folder = os.environ.get("MNIST1D_DATA")
+    found, reasons = {}, [f"it is not in {folder}"] if folder else []
     for name, digest in files.items():
         path = _cache() / name
         if path.is_file():
@@ -107,9 +115,12 @@ def _fetch(files, mirrors, seconds):
                 content = _receive(mirror + name, deadline)
                 if hashlib.sha256(content).hexdigest() != files[name]:
                     raise OSError(f"{name} has a wrong SHA-256 sum")
-                with open_for_rename(_cache() / name) as file:
-                    file.write(content)
                 found[name] = content
+                try:
+                    with open_for_rename(_cache() / name) as file:
+                        file.write(content)
+                except OSError as error:
+                    warnings.warn(f"{name} cannot be kept in the cache ({error})", stacklevel=3)
         except OSError as error:
             reasons.append(f"{mirror}: {error}")
     if len(found) < len(files):
@@ -124,26 +135,46 @@ def _read_npz(path, shape):
 
 @functools.lru_cache(maxsize=2)
 def _read_checked(path, shape, _):
-    """The arrays of a file as it was at one time: whatever wrote it, they are checked."""
-    try:
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            data = {key: file[key] for key in KEYS}
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path}: must be an npz file of {', '.join(KEYS)} ({error})") from error
-    for split in ("train", "test"):
-        x, y = data[f"x_{split}"], data[f"y_{split}"]
-        if (
-            x.dtype != np.uint8
-            or x.shape != (len(y), *shape)
-            or y.dtype.kind not in "iu"
-            or not np.isin(y, range(10)).all()
-        ):
-            raise ValueError(
-                f"{path}: x_{split} is {x.dtype} {x.shape}, y_{split} {y.dtype} {y.shape}; "
-                f"must be uint8 images {shape} and as many labels from 0 to 9"
-            )
-        data[f"y_{split}"] = y.astype(np.int64)
+    """The arrays of a file as it was at one time. Their sizes are checked before one is read."""
+    rule = f"an npz file of {', '.join(KEYS)}: uint8 images {shape}, as many labels from 0 to 9, {MOST} at most"
+    with open(path, "rb") as opened:
+        try:
+            with zipfile.ZipFile(opened) as archive:
+                headers = {key: _read_header(archive, key) for key in KEYS}
+                for split in ("train", "test"):
+                    (x_shape, _, x_type), (y_shape, _, y_type) = headers[f"x_{split}"], headers[f"y_{split}"]
+                    n = math.prod(y_shape)
+                    good = x_type == np.uint8 and y_type.kind in "iu" and 0 < n <= MOST
+                    if not good or (x_shape, y_shape) != ((n, *shape), (n,)):
+                        raise ValueError(f"x_{split} is {x_type} {x_shape}, y_{split} {y_type} {y_shape}")
+                data = {key: _read_member(archive, key, *header) for key, header in headers.items()}
+            for key in ("y_train", "y_test"):
+                if not np.isin(data[key], range(10)).all():
+                    raise ValueError(f"{key} has other labels")
+                data[key] = data[key].astype(np.int64)
+        # What a damaged archive raises depends on which byte is wrong.
+        except Exception as error:
+            raise ValueError(f"{path}: must be {rule} ({type(error).__name__}: {error})") from error
     return data
+
+
+def _read_header(archive, key):
+    """The shape, order and type that an array of an archive declares, if its size is as they say."""
+    with archive.open(f"{key}.npy") as member:
+        start = io.BytesIO(member.read(4096))
+    if np.lib.format.read_magic(start) != (1, 0):
+        raise ValueError(f"{key} is no array of version 1.0")
+    shape, by_columns, dtype = np.lib.format.read_array_header_1_0(start)
+    size = archive.getinfo(f"{key}.npy").file_size
+    if dtype.hasobject or size != start.tell() + math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{key} has {size} bytes for {dtype} {shape}")
+    return shape, by_columns, dtype
+
+
+def _read_member(archive, key, shape, by_columns, dtype):
+    content = archive.read(f"{key}.npy")
+    values = np.frombuffer(content, dtype, offset=len(content) - math.prod(shape) * dtype.itemsize)
+    return values.reshape(shape, order="F" if by_columns else "C")
 
 
 def _read_idx(content):
@@ -154,7 +185,7 @@ def _read_idx(content):
     return array.copy() if array.ndim > 1 else array.astype(np.int64)
 
 
-def load_mnist():
+def load_mnist() -> dict[str, np.ndarray | str]:
     """MNIST, from ``mnist.npz`` in the folder MNIST1D_DATA, else the cache, else a mirror of the original files.
 
     Returns
@@ -167,7 +198,7 @@ def load_mnist():
     Raises
     ------
     ValueError
-        If the file in the folder is not such a dataset.
+        If the file in the folder is not such a dataset, or there is no such folder.
     """
     if path := find_data("mnist.npz"):
         return {**_read_npz(path, (28, 28)), "name": "MNIST"}
@@ -176,13 +207,15 @@ def load_mnist():
         return {**dict(zip(KEYS, map(_read_idx, files), strict=True)), "name": "MNIST"}
     except OSError as error:
         warnings.warn(f"MNIST could not be fetched; 8x8 digits take its place ({error})", stacklevel=2)
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     x = np.round(digits.images * 255 / 16).astype(np.uint8).repeat(3, 1).repeat(3, 2)
     x, y = np.pad(x, ((0, 0), (2, 2), (2, 2))), digits.target.astype(np.int64)
     return {"x_train": x[:1500], "y_train": y[:1500], "x_test": x[1500:], "y_test": y[1500:], "name": "8x8 digits"}
 
 
-def load_cifar10():
+def load_cifar10() -> dict[str, np.ndarray | str] | None:
     """A part of CIFAR-10, the same wherever it comes from: the first 10,000 training and 1,000 test images.
 
     It is read from ``cifar10_subset.npz`` in the folder MNIST1D_DATA, else the cache, else the official binary
@@ -197,7 +230,7 @@ def load_cifar10():
     Raises
     ------
     ValueError
-        If the file in the folder is not such a dataset.
+        If the file in the folder is not such a dataset, or there is no such folder.
     """
     if path := find_data("cifar10_subset.npz"):
         return {**_read_npz(path, (32, 32, 3)), "name": "CIFAR-10"}

@@ -1,19 +1,25 @@
 """The results file of a run, and the digest of the code that made it."""
 
+import ast
 import hashlib
 import io
 import json
+import os
+import platform
+import re
 import tokenize
+from collections import defaultdict
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-
 from mnist1d import settings
-from mnist1d.claims import CLAIMS, Verdicts
+from mnist1d.claims import CLAIMS, Verdicts, no_verdict, to_json
+from mnist1d.figures import show_written
 from mnist1d.utils import open_for_rename
 
 __all__ = ["code_digest", "save_results"]
+
+LIBRARIES = ("mnist1d", "torch", "numpy", "scipy", "scikit-learn", "matplotlib")
 
 
 def _normalize(source):
@@ -30,8 +36,48 @@ def _normalize(source):
     return "".join(kept)
 
 
+def _list_words(tree):
+    """Every word of a tree that may name a definition: names, attributes, imports, texts."""
+    for node in ast.walk(tree):
+        for field in ("id", "attr", "name", "module", "value"):
+            if isinstance(word := getattr(node, field, None), str):
+                yield from word.split(".")
+
+
+def _read_package(root):
+    """(text, words) of the package's top-level statements, by the words at which a statement counts.
+
+    A function, class or constant counts at its name; a statement that may do more than bind names, at its module's.
+    `claims` and `results`, which judge and store numbers, do not count.
+    """
+    paths = {p: p.parent.name if p.stem == "__init__" else p.stem for p in (Path(root) / "mnist1d").rglob("*.py")}
+    statements = defaultdict(list)
+    for path, module in paths.items():
+        if module in ("claims", "results"):
+            continue
+        lines = path.read_text().splitlines()
+        for node in ast.parse("\n".join(lines)).body:
+            first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
+            statement = _normalize("\n".join(lines[first - 1 : node.end_lineno]) + "\n"), set(_list_words(node))
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                statements[module].append(("", set(_list_words(node)) & set(paths.values())))  # modules run on import
+                for a in node.names:
+                    statements[a.asname or a.name.split(".")[0]].append(("", set(a.name.split("."))))
+                continue
+            is_definition = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+            stored = [n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+            bound = {node.name} if is_definition else set(stored)
+            calls = not is_definition and any(isinstance(n, ast.Call) for n in ast.walk(node))
+            for word in bound | ({module} if calls or not bound or first < node.lineno else set()):
+                statements[word].append(statement)
+    return statements
+
+
 def code_digest(slug, root):
-    """A digest of the code that decides a notebook's numbers: its cells and the package below the figures.
+    """A digest of the code that decides a notebook's numbers and figures: its cells, and what they reach.
+
+    From the words of the cells it goes through the package, one top-level statement at a time, to whatever a word
+    may name. So a definition that no cell reaches makes no results stale, and in doubt one counts as reached.
 
     Parameters
     ----------
@@ -43,35 +89,26 @@ def code_digest(slug, root):
     -------
     str
     """
-    root = Path(root)
-    cells = json.loads((root / "notebooks" / f"{slug}.ipynb").read_text())["cells"]
-    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    modules = ["transform", "data", "models", "recording", "training"]
-    if any("mnist1d.images" in source for source in sources):
-        modules.append("images")
-    sources += [(root / "mnist1d" / f"{module}.py").read_text() for module in modules]
-    digest = hashlib.sha256()
-    for source in sources:
-        digest.update(_normalize(source).encode())
-    return digest.hexdigest()[:16]
+    cells = json.loads((Path(root) / "notebooks" / f"{slug}.ipynb").read_text())["cells"]
+    source = "\n".join("".join(cell["source"]) + "\n" for cell in cells if cell["cell_type"] == "code")
+    source = re.sub(r"^(\s*)([%!].*)$", lambda m: f"{m[1]}magic({m[2]!r})", source, flags=re.M)  # no Python
+    statements, reached, seen, todo = _read_package(root), set(), set(), set(_list_words(ast.parse(source)))
+    while todo:
+        seen.add(word := todo.pop())
+        for text, words in statements.get(word, ()):
+            reached.add(text)
+            todo |= words - seen
+    return hashlib.sha256("\n".join([_normalize(source), *sorted(reached)]).encode()).hexdigest()[:16]
 
 
-def _to_json(value):
-    """Arrays and numpy numbers as lists and floats of six significant digits."""
-    if isinstance(value, dict):
-        return {str(k): _to_json(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return [_to_json(v) for v in value]
-    if isinstance(value, (bool, np.bool_)):
-        return bool(value)
-    if isinstance(value, (int, np.integer)):
-        return int(value)
-    if isinstance(value, (float, np.floating)):
-        return float(f"{value:.6g}") if np.isfinite(value) else None
-    return value
+def _read_processor():
+    """The processor's name as the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")  # of Linux
+    found = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.is_file() else None
+    return found[1] if found else platform.processor() or platform.machine()
 
 
-def save_results(slug, *, seeds, numbers, verdicts, missing=None):
+def save_results(slug, *, seeds, numbers, verdicts, missing=None, images=()):
     """Write the results file of a complete run, in one step. Call it last: its presence proves the run.
 
     Parameters
@@ -84,39 +121,46 @@ def save_results(slug, *, seeds, numbers, verdicts, missing=None):
         From :func:`judge`, one for every claim of this notebook.
     missing : dict of str to str, optional
         Claims that could not be measured here, with the reason.
+    images : sequence of str, optional
+        Names of the image datasets that were used, such as "MNIST" or the substitute's.
 
     Returns
     -------
     Verdicts
-        For display. The smoke profile records none.
+        For display. The file records them only where :func:`no_verdict` has nothing to object.
 
     Raises
     ------
     ValueError
         If a claim of this notebook is neither judged nor missing.
     """
-    missing = missing or {}
-    expected = {claim_id for claim_id, claim in CLAIMS.items() if claim.slug == slug}
-    if expected != {v["id"] for v in verdicts} | set(missing):
+    expected = {claim_id: claim for claim_id, claim in CLAIMS.items() if claim.slug == slug}
+    missing = {claim_id: claim.why for claim_id, claim in expected.items() if not claim.bound} | (missing or {})
+    if expected.keys() != {v["id"] for v in verdicts} | missing.keys():
         raise ValueError(f"verdicts: {slug} must judge or miss each of {sorted(expected)}")
-    root, is_paper = settings.find_root(), settings.profile() == "paper"
+    root, reason = settings.find_root(), no_verdict(slug)
     results = {
         "slug": slug,
         "profile": settings.profile(),
+        "no_verdict": reason,
         "code": code_digest(slug, root) if root else None,
-        "versions": {
-            name: version(name) for name in ("mnist1d", "torch", "numpy", "scipy", "scikit-learn", "matplotlib")
-        },
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        "processor": _read_processor(),
         "device": str(settings.get_device()),
         "jobs": settings.get_jobs(),
+        "threads": int(os.environ.get("OMP_NUM_THREADS") or 1),
+        "images": list(images),
         "seconds": round(settings.seconds(), 1),
         "peak_memory_mib": round(settings.note_peak_memory() / 2**20),
         "seeds": list(seeds),
-        "numbers": _to_json(numbers),
-        "claims": _to_json(verdicts) if is_paper else [],
+        "seed_offset": int(os.environ.get("MNIST1D_SEED_OFFSET") or 0),
+        "numbers": to_json(numbers),
+        "claims": [] if reason else to_json(verdicts),
         "missing": missing,
     }
-    with open_for_rename(settings.output_folder() / f"{slug}.json", "w") as file:
+    path = settings.output_folder() / f"{slug}.json"
+    with open_for_rename(path, "w") as file:
         json.dump(results, file, indent=1, allow_nan=False)
         file.write("\n")
+    show_written(path)
     return Verdicts(verdicts)

@@ -241,6 +241,7 @@ def fit(
             break
         checks = stack.checked
         try:
+            factor = 1.0 if schedule is None else schedule(step)
             xb, yb = next(feed)
             losses = stack.backward(xb, yb)
         except ReplayError as error:
@@ -252,7 +253,7 @@ def fit(
             continue
         if clip is not None:
             stack.clip(clip)
-        stack.step(1.0 if schedule is None else schedule(step))
+        stack.step(factor)
         step += 1
         bar.update()
         if stack.checked > checks:

@@ -3,18 +3,60 @@
 This is the plain form of the generator (paper, Section 3 and Figure 1), for reading and for use on
 signals of your own. It draws from numpy's global random state. :func:`mnist1d.make_dataset` does
 the same for all samples at once, and a test holds the two against each other.
+
+A signal is an array (length,) or (length, channels); positions run along its first axis.
 """
+
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
+from mnist1d.utils import ObjectView
+
 # Width of the Gaussian that turns white noise into correlated noise, in positions.
 CORRELATION_WIDTH = 2
+# No array of an ordinary machine has an axis that is longer; sums of sizes stay exact.
+LARGEST = 2**31 - 1
 
 __all__ = ["corr_noise_like", "iid_noise_like", "interpolate", "pad", "shear", "transform", "translate"]
 
 
-def pad(x, padding):
+def require(condition: bool, name: str, value: Any, rule: str) -> None:
+    """Raise a ValueError that names an argument, its value and the rule, unless the condition holds."""
+    if not condition:
+        raise ValueError(f"{name}={value!r}: must be {rule}")
+
+
+def check_integer(value: Any, name: str, low: int, high: int, rule: str | None = None) -> int:
+    """The value as an int, or a ValueError."""
+    good = isinstance(value, numbers.Integral) and not isinstance(value, bool) and low <= value <= high
+    require(good, name, value, rule or f"an integer from {low} to {high}")
+    return int(value)
+
+
+def check_padding(padding: Any) -> tuple[int, int]:
+    """The least and the largest number of zeros, or a ValueError."""
+    rule = "a pair of integers [low, high] with 0 <= low <= high"
+    try:
+        low, high = padding
+    except (TypeError, ValueError):
+        require(False, "padding", padding, rule)
+    for zeros in (low, high):
+        require(isinstance(zeros, numbers.Integral) and not isinstance(zeros, bool), "padding", padding, rule)
+    require(0 <= low <= high <= LARGEST, "padding", padding, rule)
+    return int(low), int(high)
+
+
+def check_translation(max_translation: Any, length: int) -> int:
+    """The number of possible shifts, or a ValueError."""
+    rule = f"an integer from 0 (no shift) to {length}, the length of the padded signal"
+    return check_integer(max_translation, "max_translation", 0, length, rule)
+
+
+def pad(x: np.ndarray, padding: Sequence[int]) -> np.ndarray:
     """Append a random number of zeros to the last axis.
 
     Parameters
@@ -26,92 +68,109 @@ def pad(x, padding):
     Returns
     -------
     ndarray, shape (length + zeros,) or (n, length + zeros)
+
+    Raises
+    ------
+    ValueError
+        If `padding` is no such pair.
     """
-    low, high = padding
+    low, high = check_padding(padding)
     zeros = low + int(np.random.rand() * (high - low + 1))
-    return np.concatenate([x, np.zeros((*x.shape[:-1], zeros))], axis=-1)
+    return np.concatenate([x, np.zeros((*np.shape(x)[:-1], zeros))], axis=-1)
 
 
-def shear(x, scale=10):
+def shear(x: np.ndarray, scale: float = 10) -> np.ndarray:
     """Subtract a straight line whose slope is uniform in [-scale / 2, scale / 2].
 
     Parameters
     ----------
-    x : ndarray, shape (length,)
+    x : ndarray, shape (length,) or (length, channels)
     scale : float
 
     Returns
     -------
-    ndarray, shape (length,)
+    ndarray of the shape of `x`
     """
     slope = scale * (np.random.rand() - 0.5)
-    return x - slope * np.linspace(-0.5, 0.5, len(x))
+    return x - slope * np.linspace(-0.5, 0.5, len(x)).reshape(-1, *[1] * (np.ndim(x) - 1))
 
 
-def translate(x, max_translation):
+def translate(x: np.ndarray, max_translation: int) -> np.ndarray:
     """Shift a signal to the right, around the end, by fewer than `max_translation` positions.
 
     Parameters
     ----------
-    x : ndarray, shape (length,)
+    x : ndarray, shape (length,) or (length, channels)
     max_translation : int
-        0 leaves the signal where it is.
+        From 0, which leaves the signal where it is, to its length.
 
     Returns
     -------
-    ndarray, shape (length,)
+    ndarray of the shape of `x`
+
+    Raises
+    ------
+    ValueError
+        If `max_translation` is out of range.
     """
-    shift = np.random.randint(max_translation) if max_translation else 0
-    return np.roll(x, shift)
+    max_translation = check_translation(max_translation, len(x))
+    return np.roll(x, np.random.randint(max_translation) if max_translation else 0, axis=0)
 
 
-def corr_noise_like(x, scale):
+def corr_noise_like(x: np.ndarray, scale: float) -> np.ndarray:
     """Gaussian noise of the shape of `x`, smoothed along the signal.
 
     Parameters
     ----------
-    x : ndarray, shape (length,)
+    x : ndarray, shape (length,) or (length, channels)
     scale : float
         Standard deviation before smoothing.
 
     Returns
     -------
-    ndarray, shape (length,)
+    ndarray of the shape of `x`
     """
-    return gaussian_filter1d(scale * np.random.randn(*x.shape), CORRELATION_WIDTH)
+    return gaussian_filter1d(scale * np.random.randn(*np.shape(x)), CORRELATION_WIDTH, axis=0)
 
 
-def iid_noise_like(x, scale):
+def iid_noise_like(x: np.ndarray, scale: float) -> np.ndarray:
     """White Gaussian noise of the shape of `x` with standard deviation `scale`.
 
     Parameters
     ----------
-    x : ndarray, shape (length,)
+    x : ndarray
     scale : float
 
     Returns
     -------
-    ndarray, shape (length,)
+    ndarray of the shape of `x`
     """
-    return scale * np.random.randn(*x.shape)
+    return scale * np.random.randn(*np.shape(x))
 
 
-def interpolate(x, N):
+def interpolate(x: np.ndarray, N: int) -> np.ndarray:
     """Resample a signal linearly at `N` evenly spaced positions, its ends kept.
 
     Parameters
     ----------
-    x : ndarray, shape (length,)
+    x : ndarray, shape (length,) or (length, channels)
     N : int
+        1 or more.
 
     Returns
     -------
-    ndarray, shape (N,)
+    ndarray, shape (N,) or (N, channels)
+
+    Raises
+    ------
+    ValueError
+        If `N` is no such number.
     """
-    return np.interp(np.linspace(0, 1, N), np.linspace(0, 1, len(x)), x)
+    new, old = np.linspace(0, 1, check_integer(N, "N", 1, LARGEST)), np.linspace(0, 1, len(x))
+    return np.apply_along_axis(lambda channel: np.interp(new, old, channel), 0, x)
 
 
-def transform(x, y, args, eps=1e-8):
+def transform(x: np.ndarray, y: np.ndarray, args: Any, eps: float = 1e-8) -> tuple[np.ndarray, np.ndarray]:
     """Turn one template into one sample: pad, dilate, scale, translate, add noise, shear, subsample.
 
     Parameters
@@ -120,17 +179,23 @@ def transform(x, y, args, eps=1e-8):
         Template, zero at both ends.
     y : ndarray, shape (template_len,)
         Its positions; they are only resampled.
-    args : object
-        Needs the attributes of :func:`mnist1d.get_dataset_args` from `padding` to `final_seq_length`.
+    args : object or mapping
+        Needs the arguments of :func:`mnist1d.get_dataset_args` from `template_len` to `final_seq_length`.
     eps : float
         Lifts the template off zero, so that noise fills the padding alone.
 
     Returns
     -------
     x, y : ndarray, shape (final_seq_length,)
+
+    Raises
+    ------
+    ValueError
+        If `padding`, `max_translation` or `final_seq_length` is out of range.
     """
-    length = args.template_len + args.padding[-1]
-    x = interpolate(pad(x + eps, args.padding), length)
+    args = ObjectView(dict(args)) if isinstance(args, Mapping) else args
+    length = args.template_len + check_padding(args.padding)[1]
+    x = interpolate(pad(np.asarray(x) + eps, args.padding), length)
     y = interpolate(y, length)
     x = x * (1 + args.scale_coeff * (np.random.rand() - 0.5))
     x = translate(x, args.max_translation)

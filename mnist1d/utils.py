@@ -1,31 +1,42 @@
 """Small helpers that existing code imports: seeding, safe pickles, attribute views, a quick plot."""
 
+import argparse
 import os
 import pickle
 import random
+import secrets
+import shutil
 import sys
-import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-__all__ = ["ObjectView", "from_pickle", "open_for_rename", "plot_signals", "set_seed", "to_pickle"]
+from mnist1d import pickles
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["ObjectView", "expand", "from_pickle", "open_for_rename", "plot_signals", "set_seed", "to_pickle"]
 
 
 class ObjectView:
     """Attribute access to a dict: ``ObjectView({"seed": 42}).seed == 42``."""
 
-    def __init__(self, d):
+    def __init__(self, d: dict[str, Any]) -> None:
         self.__dict__ = d
 
 
-def set_seed(seed):
+def set_seed(seed: int) -> None:
     """Seed python's, numpy's and, if it is loaded, torch's global random state.
 
     Parameters
     ----------
     seed : int
+        From 0 to 2**32 - 1.
     """
     random.seed(seed)
     np.random.seed(seed)
@@ -33,34 +44,47 @@ def set_seed(seed):
         sys.modules["torch"].manual_seed(seed)
 
 
+def expand(path: str | bytes | os.PathLike) -> Path:
+    """A path in which ``~`` is the user's home folder."""
+    return Path(os.path.expanduser(os.fsdecode(path)))
+
+
 @contextmanager
-def open_for_rename(path, mode="wb"):
+def open_for_rename(path: str | bytes | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     """Open a temporary file beside `path` that takes its name when the block ends without an error.
 
-    Readers see the old file or the new one, never a part of it.
+    Readers see the old file or the new one, never a part of it. What a link points to is replaced, not the link.
 
     Parameters
     ----------
     path : path-like
+        Its folder is made if need be.
     mode : {"wb", "w"}
+        Text is written as UTF-8, with the same line ends on every system.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(fd, mode) as file:
+    path = Path(os.path.realpath(expand(path)))
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    if path.exists() and not path.is_file():  # a device takes no other name; a folder is an OSError
+        with open(path, mode, **text) as file:
             yield file
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that only their owner can read
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}")
+    try:
+        with open(temporary, mode.replace("w", "x"), **text) as file:
+            yield file
+        if path.exists():
+            shutil.copymode(path, temporary)
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
 
 
-def to_pickle(thing, path):
-    """Pickle `thing` to `path` in one step.
+def to_pickle(thing: Any, path: str | bytes | os.PathLike) -> None:
+    """Pickle `thing` to `path` in one step, with protocol 5.
+
+    What :func:`from_pickle` will refuse is written too; a warning says so.
 
     Parameters
     ----------
@@ -68,39 +92,22 @@ def to_pickle(thing, path):
     path : path-like
     """
     with open_for_rename(path) as file:
-        pickle.dump(thing, file, protocol=3)
+        pickle.dump(thing, file, protocol=5)
+    if expand(path).is_file():
+        try:
+            from_pickle(path)
+        except pickle.UnpicklingError as error:
+            warnings.warn(f"written, but from_pickle will not read it: {error}", stacklevel=2)
 
 
-class _DataUnpickler(pickle.Unpickler):
-    """Reads numpy arrays and plain containers; refuses every other name before it is imported."""
-
-    ALLOWED = {
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("_codecs", "encode"),
-        ("collections", "OrderedDict"),
-        ("argparse", "Namespace"),
-        ("mnist1d.utils", "ObjectView"),
-        *(
-            (f"numpy.{core}.{module}", name)
-            for core in ("core", "_core")
-            for module, name in [("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer")]
-        ),
-        *(("builtins", name) for name in ("set", "frozenset", "complex", "slice", "range", "bytearray")),
-    }
-
-    def find_class(self, module, name):
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"refused to load {module}.{name}: only arrays and plain containers are read")
-        return super().find_class(module, name)
-
-
-def from_pickle(path):
-    """Read a pickle of arrays and plain containers. No code in the file is ever run.
+def from_pickle(path: str | bytes | os.PathLike, trusted: bool = False) -> Any:
+    """Read a pickle of numbers, text, arrays and plain containers. No code in the file is ever run.
 
     Parameters
     ----------
     path : path-like
+    trusted : bool
+        Read it as `pickle.load` does, whatever it holds. The file may then run any code: be sure who wrote it.
 
     Returns
     -------
@@ -109,13 +116,35 @@ def from_pickle(path):
     Raises
     ------
     pickle.UnpicklingError
-        If the file is damaged or names anything but numpy arrays and plain containers.
+        If the file is damaged, or holds anything but numbers, text, numpy arrays of them and plain containers
+        (`ObjectView` and `argparse.Namespace` among them). A damaged file that is `trusted` can raise anything.
+    OSError
+        If there is no such file, or it cannot be read.
     """
-    with open(path, "rb") as file:
-        return _DataUnpickler(file).load()
+    with open(expand(path), "rb") as file:
+        if trusted:
+            return pickle.load(file)
+        try:
+            return pickles.load(
+                file, {"argparse.Namespace": argparse.Namespace, "mnist1d.utils.ObjectView": ObjectView}
+            )
+        except pickle.UnpicklingError as error:
+            way_out = "; from_pickle(path, trusted=True) reads any pickle and runs what it names"
+            raise pickle.UnpicklingError(
+                f"{path}: {error}{way_out if str(error).startswith('refused') else ''}"
+            ) from error
 
 
-def plot_signals(xs, t, labels=None, args=None, ratio=2.6, do_transform=False, dark_mode=False, zoom=1):
+def plot_signals(
+    xs: np.ndarray,
+    t: np.ndarray,
+    labels: Sequence[int] | None = None,
+    args: Any = None,
+    ratio: float = 2.6,
+    do_transform: bool = False,
+    dark_mode: bool = False,
+    zoom: float = 1,
+) -> "Figure":
     """Draw the first ten signals side by side, the position running down the page.
 
     Parameters
@@ -148,7 +177,7 @@ def plot_signals(xs, t, labels=None, args=None, ratio=2.6, do_transform=False, d
     from mnist1d.transform import transform
 
     if do_transform and args is None:
-        raise ValueError("args is None: do_transform=True needs the arguments of the transformation")
+        raise ValueError("args=None: do_transform=True needs the arguments of the transformation")
     columns = min(10, len(xs))
     fig, axes = plt.subplots(1, columns, figsize=(columns * 1.5, 1.5 * ratio), dpi=60, squeeze=False, layout="tight")
     for i, ax in enumerate(axes[0]):

@@ -1,182 +1,249 @@
-"""Bounds, verdicts, results files and figures."""
+"""Bounds, intervals, outcomes and verdicts, on made-up samples."""
 
 import json
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from scipy import stats
 
-from mnist1d import claims, figures, results, settings, training
-from mnist1d.claims import CLAIMS, holds, judge
-from mnist1d.results import code_digest, save_results
+from mnist1d import claims, settings
+from mnist1d.claims import CLAIMS, Verdicts, conclude, decide, judge, measure, no_verdict, read_bound
+
+BAND, ABOVE, BELOW, WITHIN = "68 ± 2", "> 0", "< 2", "within -3 to 3"
 
 
 @pytest.mark.parametrize(
-    ("bound", "inside", "outside"),
+    ("bound", "interval", "outcome"),
     [
-        ("92 to 96", [92, 94.5, 96], [91.99, 96.01]),
-        ("-2 to 2", [-2, 0], [-2.1]),
-        (">= 30", [30], [29.9]),
-        ("> 0", [1e-9], [0]),
-        ("< 0.01", [0.009], [0.01]),
-        ("<= 3", [3, -10], [3.1]),
-        ("= 4", [4], [3, 5]),
+        (BAND, (66.5, 69.5), "holds"),
+        (BAND, (69, 73), "holds"),  # overlaps, and is as wide as the band
+        (BAND, (70, 71), "holds"),
+        (BAND, (70.1, 71), "fails"),
+        (BAND, (60, 65.9), "fails"),
+        (BAND, (65, 70), "undecided"),  # overlaps, but is wider
+        (ABOVE, (0.1, 5), "holds"),
+        (ABOVE, (-5, -0.1), "fails"),
+        (ABOVE, (-5, 0), "fails"),
+        (ABOVE, (-0.1, 5), "undecided"),
+        (BELOW, (1, 1.9), "holds"),
+        (BELOW, (2, 3), "fails"),
+        (BELOW, (1, 3), "undecided"),
+        (WITHIN, (-3, 3), "holds"),
+        (WITHIN, (3.1, 4), "fails"),
+        (WITHIN, (-9, -3.1), "fails"),
+        (WITHIN, (2, 4), "undecided"),
+        (WITHIN, (-4, 4), "undecided"),
+        ("= 4", (4, 4), "holds"),
+        ("= 4", (3, 3), "fails"),
+        ("share > 50", (54, 100), "holds"),
+        ("share 96 ± 1", (93.3, 97.5), "undecided"),
+        ("bootstrap > 0", (0.1, 0.9), "holds"),
+        (BAND, None, "undecided"),
     ],
 )
-def test_bounds(bound, inside, outside):
-    assert all(holds(bound, value) for value in inside) and not any(holds(bound, value) for value in outside)
+def test_an_interval_decides(bound, interval, outcome):
+    assert decide(bound, interval) == outcome
 
 
-def test_every_bound_of_the_registry_can_be_read():
-    for claim in CLAIMS.values():
-        for bound in claim.bound.values() if isinstance(claim.bound, dict) else [claim.bound]:
-            assert holds(bound, 0.5) in (True, False)
-            assert bound in claim.criterion
+@pytest.mark.parametrize("bound", ["66 to 70", ">= 30", "68", "share", "> x"])
+def test_a_bound_that_cannot_be_read_is_an_error(bound):
+    with pytest.raises(ValueError, match="must read like"):
+        read_bound(bound)
+
+
+def test_every_claim_of_the_registry_is_complete():
+    for claim_id, claim in CLAIMS.items():
         assert (settings.find_root() / "notebooks" / f"{claim.slug}.ipynb").is_file()
+        assert all((claim.statement, claim.published, claim.measure)), claim_id
+        assert re.match(r"(P|V1|S), (Table|Figure|Section)", claim.source), claim_id
+        assert claim.why.endswith(".") and claim.n >= 5, claim_id
+        for bound in claim.bound.values() if isinstance(claim.bound, dict) else [claim.bound][: bool(claim.bound)]:
+            assert read_bound(bound)[0] in ("band", "bound", "equivalence", "exact")
+            assert bound in claim.criterion
 
 
-def test_verdict_is_computed_from_the_mean_of_every_part():
-    assert judge("bench.cnn", [93, 95])["verdict"] == "reproduced"
-    assert judge("bench.cnn", {"final": [93, 95], "early-stopped": [80, 90]})["verdict"] == "partly"
-    judged = judge("bench.cnn", [80, 90, 100])
-    assert judged["verdict"] == "not reproduced"
-    (part,) = judged["measured"]
-    assert (part["mean"], part["sd"], part["n"], part["holds"]) == (90, 10, 3, False)
-    assert judge("bench.cnn", 94)["measured"][0]["sd"] is None
+@pytest.mark.parametrize("n", [5, 6, 10, 31])
+def test_the_interval_of_a_mean_is_that_of_scipy(n):
+    values = np.random.default_rng(n).normal(68, 2, n)
+    low, high = measure(BAND, values)["interval"]
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (low, high) == pytest.approx((expected.low, expected.high), rel=1e-12)
+
+
+@pytest.mark.parametrize(("hits", "n"), [(383, 400), (10, 10), (0, 7), (3, 8)])
+def test_the_interval_of_a_share_is_the_exact_binomial_one(hits, n):
+    part = measure("share > 50", np.arange(n) < hits)
+    # Clopper and Pearson's limits are quantiles of beta distributions.
+    low = 0 if not hits else stats.beta.ppf(0.025, hits, n - hits + 1)
+    high = 1 if hits == n else stats.beta.ppf(0.975, hits + 1, n - hits)
+    assert part["interval"] == pytest.approx([100 * low, 100 * high], abs=1e-6)
+    assert (part["mean"], part["sd"], part["kind"]) == (pytest.approx(100 * hits / n), None, "share")
+
+
+def test_the_interval_of_resamples_is_their_middle():
+    part = measure("bootstrap > 0", np.linspace(-1, 1, 1001))
+    assert part["interval"] == pytest.approx([-0.95, 0.95]) and part["outcome"] == "undecided"
+
+
+def test_fewer_seeds_than_a_claim_asks_for_decide_nothing():
+    assert measure(ABOVE, np.full(4, 9.0))["outcome"] == "undecided"
+    assert measure(ABOVE, np.full(5, 9.0))["outcome"] == "holds"
+    assert judge("pool.stride", np.full(9, 0.0))["verdict"] == "undecided"
+    assert judge("pool.stride", np.full(10, 0.0))["verdict"] == "reproduced"
+    assert judge("bench.logistic", {"final": 32.0, "early-stopped": 32.0})["measured"][0]["interval"] is None
+
+
+def test_fewer_parts_than_a_claim_asks_for_decide_nothing():
+    values = [5.0, 5.1, 5.2, 5.1, 5.0]
+    assert judge("lottery.beats_random", {f"{s}%": values for s in range(80, 85)})["verdict"] == "undecided"
+    assert judge("lottery.beats_random", {f"{s}%": values for s in range(80, 86)})["verdict"] == "reproduced"
+
+
+HELD, FAILED, OPEN = [5.0, 5.5, 6.0, 5.2, 5.4], [-5.0, -5.5, -6.0, -5.2, -5.4], [-9.0, 9.0, 1.0, -1.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("samples", "verdict"),
+    [
+        ((HELD, HELD, HELD), "reproduced"),
+        ((HELD, FAILED, HELD), "partly"),
+        ((HELD, FAILED, OPEN), "partly"),
+        ((FAILED, FAILED, FAILED), "not reproduced"),
+        ((FAILED, OPEN, OPEN), "not reproduced"),
+        ((HELD, HELD, OPEN), "undecided"),
+        ((OPEN, OPEN, OPEN), "undecided"),
+    ],
+)
+def test_the_parts_decide_the_verdict(samples, verdict):
+    judged = judge("bench.order", dict(zip(CLAIMS["bench.order"].bound, samples, strict=True)))
+    assert judged["verdict"] == verdict
+    assert verdict == conclude([part["outcome"] for part in judged["measured"]])
+
+
+def test_a_judged_claim_says_what_was_measured():
+    part = judge("lottery.reinit", [4.0, 5.0, 6.0, 7.0, 8.0])["measured"][0]
+    assert (part["mean"], part["n"], part["bound"], part["kind"]) == (6, 5, "> 0", "bound")
+    assert part["sd"] == pytest.approx(np.sqrt(2.5)) and part["outcome"] == "holds"
+    exact = judge("dataset.frozen", 3)
+    assert exact["verdict"] == "not reproduced" and exact["measured"][0]["sd"] is None
+
+
+@given(
+    centre=st.floats(-6, 6),
+    spread=st.sampled_from([0.01, 0.1, 0.5, 1, 2]),
+    noise=st.lists(st.floats(-1, 1), min_size=5, max_size=12),
+    bound=st.sampled_from(["1 ± 2", ABOVE, BELOW, WITHIN]),
+    added=st.integers(1, 50),
+)
+def test_seeds_without_noise_never_turn_a_decision_into_another(centre, spread, noise, bound, added):
+    """The added seeds all show what was decided: the mean, or where a band holds its point nearest to the mean."""
+    values = centre + spread * np.array(noise)
+    before = measure(bound, values)
+    assume(before["outcome"] != "undecided")
+    kind, low, high, _ = read_bound(bound)
+    shown = before["mean"]
+    if kind == "band" and before["outcome"] == "holds":
+        shown = np.clip(shown, low, high)
+    after = measure(bound, np.append(values, np.full(added, shown)))
+    assert after["outcome"] == before["outcome"]
+
+
+@given(hits=st.integers(0, 12), misses=st.integers(0, 12), times=st.integers(2, 5))
+def test_more_answers_in_the_same_share_never_turn_one_decision_into_another(hits, misses, times):
+    assume(hits + misses >= 5)
+    answers = np.repeat([1, 0], [hits, misses])
+    before = measure("share > 50", answers)["outcome"]
+    assert before == "undecided" or measure("share > 50", np.tile(answers, times))["outcome"] == before
 
 
 @pytest.mark.parametrize("samples", [[], [np.nan], [94, np.inf]])
 def test_samples_must_be_finite(samples):
-    with pytest.raises(ValueError, match=r"samples: bench\.cnn"):
-        judge("bench.cnn", samples)
+    with pytest.raises(ValueError, match=r"samples: lottery\.reinit"):
+        judge("lottery.reinit", samples)
 
 
 def test_parts_must_be_those_of_the_claim():
     with pytest.raises(ValueError, match="must be"):
-        judge("shuffle.acc", {"CNN": [56]})
+        judge("bench.fit", {"CNN": [56]})
     with pytest.raises(ValueError, match="claim_id='bench'"):
         judge("bench", [1])
+    with pytest.raises(ValueError, match="0 or 1"):
+        judge("act.shape", [1, 0, 2])
+    with pytest.raises(ValueError, match=r"shuffle\.human"):
+        judge("shuffle.human", [30])
+
+
+# Which runs may record a verdict
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("MNIST1D_OUTPUT", str(tmp_path))
+def run(monkeypatch):
+    """A kernel with the published parameters of `tsne`, in the profile `paper`."""
+    published = json.loads(Path(claims.__file__).with_name("published.json").read_text())["tsne"]
+    kernel = SimpleNamespace(**published)
+    monkeypatch.setitem(sys.modules, "__main__", kernel)
     monkeypatch.setenv("MNIST1D_PROFILE", "paper")
-    return tmp_path
+    monkeypatch.delenv("MNIST1D_SEED_OFFSET", raising=False)
+    return kernel
 
 
-def test_results_file_holds_what_the_contract_asks_for(folder):
-    verdicts = [judge("tsne.mnist", [95.0, 96.0]), judge("tsne.mnist1d", [50.0, 51.0])]
-    table = save_results("tsne", seeds=[0, 1], numbers={"a": np.array([1.23456789, np.nan])}, verdicts=verdicts)
-    results = json.loads((folder / "tsne.json").read_text())
-    assert {
-        "slug",
-        "profile",
-        "code",
-        "versions",
-        "device",
-        "jobs",
-        "seconds",
-        "seeds",
-        "numbers",
-        "claims",
-    } <= results.keys()
-    assert results["numbers"] == {"a": [1.23457, None]} and results["claims"][0]["verdict"] == "reproduced"
-    assert "tsne.mnist1d" in table._repr_markdown_() and "**reproduced**" in table._repr_markdown_()
+def test_the_published_run_may_record_verdicts(run):
+    run.SEEDS = range(len(run.SEEDS))
+    assert no_verdict("tsne") == ""
 
 
-def test_every_claim_of_a_notebook_must_be_judged_or_missing(folder):
-    with pytest.raises(ValueError, match=r"tsne\.mnist1d"):
-        save_results("tsne", seeds=[0], numbers={}, verdicts=[judge("tsne.mnist", 95.0)])
-    save_results("tsne", seeds=[0], numbers={}, verdicts=[judge("tsne.mnist", 95.0)], missing={"tsne.mnist1d": "why"})
-    assert json.loads((folder / "tsne.json").read_text())["missing"] == {"tsne.mnist1d": "why"}
+def test_a_changed_or_missing_knob_means_no_verdict(run):
+    run.PERPLEXITY += 1
+    assert no_verdict("tsne") == "parameters differ from the published run (PERPLEXITY): no verdict"
+    run.PERPLEXITY -= 1
+    del run.POINTS
+    assert "(POINTS)" in no_verdict("tsne")
 
 
-def test_smoke_records_no_verdict_and_only_the_runner_writes_to_figures(tmp_path, monkeypatch):
-    monkeypatch.setenv("MNIST1D_PROFILE", "smoke")
-    monkeypatch.delenv("MNIST1D_OUTPUT", raising=False)
-    (tmp_path / "notebooks").mkdir(), (tmp_path / "mnist1d").mkdir()
-    monkeypatch.chdir(tmp_path / "notebooks")
-    monkeypatch.setattr(results, "code_digest", lambda slug, root: "x")
-    save_results("tsne", seeds=[0], numbers={}, verdicts=[judge("tsne.mnist", 1), judge("tsne.mnist1d", 1)])
-    assert json.loads((tmp_path / "build" / "smoke" / "tsne.json").read_text())["claims"] == []
-    assert not (tmp_path / "figures").exists()
-    monkeypatch.setenv("MNIST1D_PROFILE", "paper")
-    assert settings.output_folder() == tmp_path / "build" / "paper"
+def test_seeds_may_be_shifted_all_together(run, monkeypatch):
+    monkeypatch.setenv("MNIST1D_SEED_OFFSET", "1000")
+    assert no_verdict("tsne") == ""  # the notebook may leave a seed that is no draw
+    run.SEEDS = range(1000, 1000 + len(run.SEEDS))
+    assert no_verdict("tsne") == ""
+    run.SEEDS = range(999, 999 + len(run.SEEDS))
+    assert "(SEEDS)" in no_verdict("tsne")
 
 
-def test_saved_figures_are_equal_byte_for_byte(folder):
-    figures.setup()
-    contents = []
-    for _ in range(2):
-        fig, ax = plt.subplots()
-        line = figures.plot_mean(ax, [0, 1], np.array([[1.0, 2.0], [3.0, 4.0]]), color="k", label="x")
-        figures.label_panels(ax)
-        assert line.get_ydata().tolist() == [2, 3] and ax.get_title(loc="left") == "a"
-        figures.save_figure(fig, "some")
-        plt.close(fig)
-        contents.append([(folder / f"some.{kind}").read_bytes() for kind in ("png", "pdf")])
-    assert contents[0] == contents[1] and sorted(p.name for p in folder.iterdir()) == ["some.pdf", "some.png"]
+def test_other_profiles_and_other_data_mean_no_verdict(run, monkeypatch):
+    monkeypatch.setattr(claims.data, "verify", lambda: False)
+    assert no_verdict("tsne") == "data differ from the published run: no verdict"
+    monkeypatch.setenv("MNIST1D_PROFILE", "quick")
+    assert no_verdict("tsne") == "the quick profile: no verdict"
 
 
-def test_an_unwritable_folder_leaves_the_old_figure(tmp_path, monkeypatch):
-    fig, _ = plt.subplots()
-    monkeypatch.setenv("MNIST1D_OUTPUT", str(tmp_path))
-    figures.save_figure(fig, "some")
-    before = (tmp_path / "some.png").read_bytes()
-    monkeypatch.setattr(fig, "savefig", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="No space left"):
-        figures.save_figure(fig, "some")
-    assert (tmp_path / "some.png").read_bytes() == before and len(list(tmp_path.iterdir())) == 2
-    plt.close(fig)
-
-
-def test_digest_ignores_comments_docstrings_and_layout_but_nothing_else():
-    source = 'def f(x):\n    """Doc."""\n    # why\n    return g(x, 1)\n'
-    digest = results._normalize
-    assert digest(source) == digest("def f(x):\n\n    return g(\n        x, 1)  # other\n")
-    assert digest(source) != digest(source.replace("1", "2"))
-    nested, flat = "if a:\n    b\n    c\n", "if a:\n    b\nc\n"
-    assert digest(nested) != digest(flat)
-    assert digest('x = "a # b"\n') != digest('x = "a"\n')
-
-
-def test_digest_changes_with_a_cell_and_with_the_package(tmp_path):
-    root = settings.find_root()
-    (tmp_path / "notebooks").mkdir(), (tmp_path / "mnist1d").mkdir()
-    for module in ("transform", "data", "models", "recording", "training"):
-        (tmp_path / "mnist1d" / f"{module}.py").write_text((root / "mnist1d" / f"{module}.py").read_text())
-    path = tmp_path / "notebooks" / "a.ipynb"
-
-    def write(code, markdown):
-        cells = [{"cell_type": "code", "source": [code]}, {"cell_type": "markdown", "source": [markdown]}]
-        path.write_text(json.dumps({"cells": cells}))
-        return code_digest("a", tmp_path)
-
-    first = write("x = 1", "text")
-    assert write("x = 1", "other text") == first and write("x = 2", "text") != first
-    write("x = 1", "text")
-    with open(tmp_path / "mnist1d" / "training.py", "a") as file:
-        file.write("\nNEW = 1\n")
-    assert code_digest("a", tmp_path) != first
-
-
-def test_peak_memory_of_workers_is_recorded(monkeypatch):
-    monkeypatch.setattr(settings, "_peak_memory", 0)
-    training.sweep(lambda variant, seeds: {"x": np.zeros(len(seeds))}, {"a": 0}, [0, 1])
-    assert settings._peak_memory > 50 * 2**20
+def test_the_table_shows_numbers_always_and_verdicts_only_of_the_published_run(run):
+    judged = Verdicts([judge("tsne.knn", {"MNIST": [92.0, 92.1, 92.2, 92.0, 92.1], "MNIST-1D": [70.0] * 5})])
+    table = judged._repr_markdown_()
+    assert "**partly**" in table and "MNIST-1D 70.00 [70.00, 70.00], n = 5 ✗" in table
+    run.POINTS = 7
+    table = judged._repr_markdown_()
+    assert "Parameters differ from the published run (POINTS): no verdict" in table
+    assert "MNIST-1D 70.00" in table and "partly" not in table and "✗" not in table
+    assert Verdicts()._repr_markdown_() == "No published claims."
 
 
 @pytest.mark.parametrize(
-    ("mean", "sd", "text"),
+    ("kind", "mean", "interval", "text"),
     [
-        (4.0, None, "CNN 4 (n = 3)"),
-        (10_000.0, None, "CNN 10,000 (n = 3)"),
-        (94.183, 0.9724, "CNN 94.18 ± 0.97 (n = 3)"),
-        (-0.12, 3.13, "CNN -0.1 ± 3.1 (n = 3)"),
-        (100.0, 0.0, "CNN 100.00 ± 0.00 (n = 3)"),
-        (0.000312, None, "CNN 0.000312 (n = 3)"),
+        ("exact", 4.0, [4.0, 4.0], "CNN 4, n = 5"),
+        ("exact", 10_000.0, [10_000.0] * 2, "CNN 10,000, n = 5"),
+        ("bound", 0.5, None, "CNN 0.5, n = 5"),
+        ("band", 94.183, [93.21, 95.156], "CNN 94.18 [93.21, 95.16], n = 5"),
+        ("bound", -0.12, [-3.25, 3.01], "CNN -0.1 [-3.2, 3.0], n = 5"),
+        ("bound", 100.0, [100.0, 100.0], "CNN 100.00 [100.00, 100.00], n = 5"),
     ],
 )
-def test_measured_parts_are_shown_with_two_digits_of_their_spread(mean, sd, text):
-    assert claims.format_measured({"part": "CNN", "mean": mean, "sd": sd, "n": 3}) == text
+def test_measured_parts_are_shown_with_two_digits_of_their_interval(kind, mean, interval, text):
+    part = {"part": "CNN", "kind": kind, "mean": mean, "interval": interval, "n": 5}
+    assert claims.format_measured(part) == text

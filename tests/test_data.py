@@ -1,19 +1,30 @@
 """The generator: frozen data, the plain loop as its oracle, options, and clear errors."""
 
 import argparse
+import hashlib
+import inspect
+import json
+import os
 import pickle
 import random
+import re
 import subprocess
 import sys
+import tracemalloc
+import types
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import mnist1d
-from mnist1d import get_dataset, get_dataset_args, get_templates, make_dataset, reorder, to_torch
+from mnist1d import get_dataset, get_dataset_args, get_templates, images, make_dataset, reorder, to_torch
 from mnist1d import transform as transform_one
+from mnist1d.transform import corr_noise_like, iid_noise_like, interpolate, pad, shear, translate
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def make_in_a_loop(args):
@@ -85,13 +96,12 @@ def test_defaults_cannot_be_changed_through_a_returned_copy():
 @pytest.mark.parametrize(
     ("name", "value", "rule"),
     [
-        ("num_samples", 5003, "multiple of the 10"),
-        ("num_samples", 9, "multiple of the 10"),
-        ("num_samples", 0, "positive"),
-        ("num_samples", -10, "positive"),
+        ("num_samples", 9, "10 (one sample a class)"),
+        ("num_samples", 0, "10 (one sample a class)"),
+        ("num_samples", -10, "10 (one sample a class)"),
         ("num_samples", 500.0, "an integer"),
         ("num_samples", "500", "an integer"),
-        ("template_len", 13, "templates' 12"),
+        ("template_len", 0, "from 1"),
         ("max_translation", -1, "from 0"),
         ("max_translation", 73, "to 72"),
         ("padding", (60, 36), "low <= high"),
@@ -102,13 +112,20 @@ def test_defaults_cannot_be_changed_through_a_returned_copy():
         ("train_split", 1.5, "fraction"),
         ("train_split", -0.2, "fraction"),
         ("train_split", 0, "fraction"),
-        ("final_seq_length", 0, "1 or more"),
+        ("final_seq_length", 0, "from 1"),
+        ("final_seq_length", 10**30, "from 1 to"),
         ("seed", -1, "2**32"),
         ("seed", 2**32, "2**32"),
         ("seed", "42", "2**32"),
         ("scale_coeff", float("nan"), "finite"),
-        ("shear_scale", -1, "0 or more"),
+        ("shear_scale", -1, "from 0"),
+        ("iid_noise_scale", 1e60, "to 1e50"),
+        ("corr_noise_scale", "0.1", "finite"),
         ("shuffle_seq", "yes", "True or False"),
+        ("factors", 2, "True or False"),
+        ("label_noise", 1.1, "fraction"),
+        ("label_noise", -0.1, "fraction"),
+        ("validation_split", 2, "fraction"),
     ],
 )
 def test_bad_arguments_name_argument_value_and_rule(name, value, rule):
@@ -117,16 +134,120 @@ def test_bad_arguments_name_argument_value_and_rule(name, value, rule):
     assert repr(value) in str(error.value) and rule in str(error.value)
 
 
-@pytest.mark.parametrize("option", [{"label_noise": 1.1}, {"label_noise": -0.1}, {"validation_split": 1.0}])
-def test_bad_options_name_argument_and_value(option):
-    ((name, value),) = option.items()
-    with pytest.raises(ValueError, match=f"{name}={value}"):
-        make_dataset({"num_samples": 100}, **option)
+@pytest.mark.parametrize(
+    ("args", "name"),
+    [
+        ({"num_samples": 10, "train_split": 0.05}, "train_split"),
+        ({"num_samples": 100, "validation_split": 0.99}, "validation_split"),
+        ({"num_samples": 100, "validation_split": 0.01}, "validation_split"),
+    ],
+)
+def test_a_split_that_leaves_a_set_empty_is_refused(args, name):
+    with pytest.raises(ValueError, match=f"{name}={args[name]}"):
+        make_dataset(args)
 
 
-def test_a_misspelt_argument_is_reported_with_the_nearest_name():
-    with pytest.warns(UserWarning, match="num_sample has no effect; did you mean 'num_samples'"):
-        make_dataset({"num_sample": 100})
+def test_all_samples_may_be_asked_for_training():
+    assert len(make_dataset(num_samples=100, train_split=1)["x"]) == 100
+
+
+def test_samples_that_the_classes_do_not_divide_are_left_out_with_a_warning():
+    with pytest.warns(UserWarning, match="num_samples=1024 is rounded down to 1020") as record:
+        data = make_dataset(num_samples=1024)
+    assert record[0].filename == __file__
+    np.testing.assert_array_equal(data["x"], make_dataset(num_samples=1020)["x"])
+
+
+def test_signals_that_cannot_be_standardised_are_refused():
+    with pytest.raises(ValueError, match=r"iid_noise_scale=0\.0"):
+        make_dataset(final_seq_length=1, iid_noise_scale=0, scale_coeff=0, shear_scale=0, max_translation=0)
+
+
+# Wishes
+
+MEANT = {
+    "noise_scale": "iid_noise_scale",
+    "iid_noise": "iid_noise_scale",
+    "translation": "max_translation",
+    "shuffle": "shuffle_seq",
+    "length": "final_seq_length",
+    "random_state": "seed",
+    "num_sample": "num_samples",
+}
+
+
+@pytest.mark.parametrize(("name", "meant"), MEANT.items())
+def test_an_unknown_name_raises_and_an_unknown_attribute_that_looks_like_one_warns(name, meant):
+    with pytest.raises(ValueError, match=f"unknown argument '{name}'; did you mean '{meant}'"):
+        make_dataset({name: 1})
+    with pytest.raises(ValueError, match=f"unknown argument '{name}'; did you mean '{meant}'"):
+        make_dataset(num_samples=100, **{name: 1})
+    args = get_dataset_args()
+    args.num_samples = 100
+    setattr(args, name, 1)
+    with pytest.warns(UserWarning, match=f"args.{name} has no effect; did you mean '{meant}'") as record:
+        make_dataset(args)
+    assert record[0].filename == __file__
+
+
+def test_an_unknown_name_that_resembles_none_lists_them_all():
+    with pytest.raises(ValueError, match=r"unknown argument 'colour'; known are num_samples, .*factors"):
+        make_dataset(colour=1)
+
+
+def test_keywords_come_before_args_and_options_may_stand_in_args():
+    expected = make_dataset({"num_samples": 100, "seed": 1}, label_noise=0.5, validation_split=0.25)
+    ours = argparse.Namespace(num_samples=100, seed=2, label_noise=0.5, validation_split=0.25)
+    mapping = types.MappingProxyType({"num_samples": 100, "label_noise": 0.5, "validation_split": 0.25, "seed": 2})
+    for data in (make_dataset(ours, seed=1), make_dataset(mapping, seed=1)):
+        assert data.keys() == expected.keys()
+        for name in ("x", "y", "y_clean", "x_val"):
+            np.testing.assert_array_equal(data[name], expected[name])
+    assert "y_clean" not in make_dataset(num_samples=100, label_noise=None, validation_split=None)
+
+
+class AnswersByGetattr:
+    """As an experiment tracker's config: values through __getattr__, nothing in dir()."""
+
+    def __init__(self, **items):
+        self.__dict__["_items"] = items
+
+    def __getattr__(self, name):
+        try:
+            return self.__dict__["_items"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+class Experiment:
+    num_samples, seed = 100, 3
+
+    @property
+    def run_dir(self):
+        raise RuntimeError("there is no run yet")
+
+    def shuffle(self):
+        raise RuntimeError("not to be called")
+
+
+def test_of_an_object_the_known_names_alone_are_read():
+    expected = make_dataset(num_samples=100, seed=3)["x"]
+    for args in (AnswersByGetattr(num_samples=100, seed=3, url=None), Experiment(), Experiment):
+        np.testing.assert_array_equal(make_dataset(args)["x"], expected)
+
+
+@pytest.mark.parametrize("args", [1000, "default", [1, 2], np.arange(3)])
+def test_args_that_hold_no_arguments_are_refused(args):
+    with pytest.raises(ValueError, match="args="):
+        make_dataset(args)
+
+
+@pytest.mark.parametrize("call", [make_dataset, lambda args: get_dataset(args, path="hard.pkl", verbose=False)])
+def test_another_url_warns(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(UserWarning, match="nothing is downloaded") as record:
+        call({"num_samples": 100, "url": "https://example.org/hard.pkl"})
+    assert record[0].filename == __file__
 
 
 def test_no_shift_and_no_seed():
@@ -188,6 +309,11 @@ def test_to_torch():
         to_torch(make_dataset({"num_samples": 100}), "val")
 
 
+# Templates of one's own
+
+T = get_templates()
+
+
 def test_templates_of_ones_own():
     template = {"x": np.eye(3), "t": np.linspace(0, 1, 3), "y": np.array([4, 5, 9])}
     args = {"num_samples": 30, "template_len": 3, "padding": [5, 7], "max_translation": 4, "final_seq_length": 8}
@@ -196,10 +322,193 @@ def test_templates_of_ones_own():
     assert data["x"].shape == (24, 8)
 
 
-# The cache of get_dataset
+@pytest.mark.parametrize(
+    "labels",
+    [
+        list(range(10)),
+        np.arange(10)[::-1],
+        [7, 7, 7, 2, 2, 0, 0, 0, 0, 9],
+        [*"jihgfedcba"],
+        [0.5, -1.5] * 5,
+        [True, False] * 5,
+    ],
+)
+def test_label_noise_is_as_stated_for_any_labels(labels):
+    args = {"num_samples": 1000, "train_split": 1.0}
+    clean = make_dataset(args, {**T, "y": labels})
+    assert set(clean["y"].tolist()) == set(labels)
+    for fraction in (0.15, 1.0):
+        data = make_dataset(args, {**T, "y": labels}, label_noise=fraction)
+        np.testing.assert_array_equal(data["y_clean"], clean["y"])
+        assert (data["y"] != data["y_clean"]).sum() == 1000 * fraction
+        assert set(data["y"].tolist()) == set(labels)
 
 
-def test_cache_is_read_and_belongs_to_its_arguments(tmp_path, capsys):
+def test_one_class_has_no_label_noise():
+    template = {**T, "y": [3] * 10}
+    assert set(make_dataset({"num_samples": 100}, template)["y"]) == {3}
+    with pytest.raises(ValueError, match=r"label_noise=0\.1: must be 0 where there is one label"):
+        make_dataset({"num_samples": 100}, template, label_noise=0.1)
+
+
+def test_shapes_as_a_list_of_arrays_and_fewer_labels_than_shapes():
+    expected = make_dataset(num_samples=100)
+    np.testing.assert_array_equal(make_dataset({"num_samples": 100}, {**T, "x": list(T["x"])})["x"], expected["x"])
+    some = make_dataset({"num_samples": 100}, {**T, "y": T["y"][:5]})
+    np.testing.assert_allclose(some["x"][0, :3], [0.6653, -0.0516, -2.4762], atol=1e-4)  # as 0.0.2 makes it
+    assert set(some["y"]) == set(range(5))
+
+
+def test_templates_of_another_length_than_stated_are_resampled_as_before():
+    args = get_dataset_args()
+    args.num_samples, args.train_split = 50, 1.0
+    long = {
+        "x": np.sin(np.linspace(0, np.pi, 24)) * np.arange(1, 6)[:, None],
+        "t": np.linspace(-1, 1, 24),
+        "y": range(5),
+    }
+    np.random.seed(args.seed)
+    x = np.stack([transform_one(shape, long["t"], args)[0] for shape in long["x"] for _ in range(10)])
+    x = x[np.random.permutation(50)]
+    np.testing.assert_allclose(make_dataset(args, long)["x"], (x - x.mean()) / x.std(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ({name: T[name] for name in "xy"}, "template=.*x, t and y"),
+        ([T["x"], T["t"], T["y"]], "template=list"),
+        ({**T, "x": [*T["x"][:9], np.ones(5)]}, r"template\['x'\]"),
+        ({**T, "x": T["x"][..., None]}, r"template\['x'\] has shape \(10, 12, 1\)"),
+        ({**T, "x": np.where(T["x"] > 0, np.nan, 0)}, r"template\['x'\].*finite"),
+        ({**T, "x": T["x"] + 1j}, r"template\['x'\].*numbers"),
+        ({**T, "x": np.empty((10, 0))}, r"template\['x'\] has shape \(10, 0\)"),
+        ({**T, "y": np.eye(10)}, r"template\['y'\] has shape \(10, 10\)"),
+        ({**T, "y": range(11)}, r"template\['y'\] has 11 labels"),
+        ({**T, "y": [{}] * 10}, r"template\['y'\].*text"),
+        ({**T, "t": 3}, r"template\['t'\] has shape \(\)"),
+    ],
+)
+def test_a_bad_template_is_named_with_its_shape(template, message):
+    with pytest.raises(ValueError, match=message):
+        make_dataset({"num_samples": 110}, template)
+
+
+# Factors
+
+
+def test_factors_are_what_was_drawn_and_change_nothing_else():
+    args = argparse.Namespace(**{**get_dataset_args(as_dict=True), "num_samples": 200, "train_split": 1.0})
+    data, plain = make_dataset(args, factors=True), make_dataset(args)
+    for name in plain.keys() - {"templates"}:
+        np.testing.assert_array_equal(data[name], plain[name])
+    assert data.keys() - plain.keys() == {
+        name + suffix for name in ("clean", "padding", "scale", "shift", "shear") for suffix in ("", "_test")
+    }
+    # The same signals from the factors, without noise, by the plain transformations.
+    std = (np.linspace(*T["t"][[0, -1]], 72)[-1]) / data["t"][-1]
+    signals = []
+    for i, digit in enumerate(data["y"]):
+        x = interpolate(np.append(T["x"][digit] + 1e-8, np.zeros(data["padding"][i])), 72)
+        x = np.roll(x * data["scale"][i], data["shift"][i]) - data["shear"][i] * np.linspace(-0.5, 0.5, 72)
+        signals.append(interpolate(x, 40) / std)
+    difference = data["clean"] - np.stack(signals)
+    np.testing.assert_allclose(difference, difference.mean(), rtol=0, atol=1e-9)  # the mean of the noisy signals
+    assert set(data["padding"]) == set(range(36, 61)) and set(data["shift"]) <= set(range(48))
+    assert np.abs(data["scale"] - 1).max() <= 0.2 and np.abs(data["shear"]).max() <= 0.375
+
+
+def test_factors_follow_their_samples_into_every_split_and_order():
+    args = {"num_samples": 300, "corr_noise_scale": 0, "iid_noise_scale": 1e-9, "shuffle_seq": True}
+    data = make_dataset(args, factors=True, validation_split=0.25)
+    for suffix in ("", "_val", "_test"):
+        np.testing.assert_allclose(data["clean" + suffix], data["x" + suffix], atol=1e-6)
+        assert len(data["shear" + suffix]) == len(data["x" + suffix])
+    turned = reorder(data, np.arange(40)[::-1])
+    np.testing.assert_array_equal(turned["clean_val"], data["clean_val"][:, ::-1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scale_coeff": 0.8},
+        {"corr_noise_scale": 0.5},
+        {"iid_noise_scale": 0.2},
+        {"shear_scale": 0.1},
+        {"final_seq_length": 20},
+        {"shuffle_seq": True},
+        {"train_split": 0.5},
+        {"padding": [10, 60]},
+        {"label_noise": 0.3},
+        {"validation_split": 0.25},
+    ],
+)
+def test_datasets_that_differ_in_one_argument_share_labels_and_draws(change):
+    options = {"num_samples": 200, "train_split": 1.0, "factors": True}
+    data, other = make_dataset(options), make_dataset({**options, **change})
+    whole = {}
+    for name in ("y_clean" if "label_noise" in change else "y", "shift", "scale", "shear", "padding"):
+        parts = [other[name + suffix] for suffix in ("", "_test") if name + suffix in other]
+        whole[name.removesuffix("_clean")] = np.concatenate(parts)
+    if "validation_split" in change:
+        assert {tuple(row) for row in other["x_val"]} < {tuple(row) for row in data["x"]}
+        return
+    np.testing.assert_array_equal(whole["y"], data["y"])
+    np.testing.assert_array_equal(whole["shift"], data["shift"])
+    unit = {"scale": "scale_coeff", "shear": "shear_scale"}
+    for name, argument in unit.items():
+        ratio = change.get(argument, mnist1d.data.DEFAULTS[argument]) / mnist1d.data.DEFAULTS[argument]
+        offset = 1 if name == "scale" else 0
+        np.testing.assert_allclose(whole[name] - offset, (data[name] - offset) * ratio, atol=1e-12)
+
+
+def test_noisy_and_clean_are_pairs_for_denoising():
+    data = make_dataset(factors=True)
+    x = np.c_[data["x"], np.ones(len(data["x"]))]
+    x_test = np.c_[data["x_test"], np.ones(len(data["x_test"]))]
+    weights = np.linalg.lstsq(x, data["clean"], rcond=None)[0]
+    before = np.mean((data["x_test"] - data["clean_test"]) ** 2)
+    after = np.mean((x_test @ weights - data["clean_test"]) ** 2)
+    assert (round(before, 2), round(after, 2)) == (0.32, 0.16)  # as README says
+
+
+def test_a_linear_regression_explains_most_of_the_shear():
+    data = make_dataset(factors=True)
+    x = np.c_[data["x"], np.ones(len(data["x"]))]
+    x_test = np.c_[data["x_test"], np.ones(len(data["x_test"]))]
+    weights = np.linalg.lstsq(x, data["shear"], rcond=None)[0]
+    residual = data["shear_test"] - x_test @ weights
+    assert 0.75 < 1 - np.mean(residual**2) / data["shear_test"].var() < 0.82
+
+
+# Memory
+
+
+def test_memory_is_in_proportion_to_samples_and_padding():
+    args = {"num_samples": 100, "padding": [0, 3000], "max_translation": 1500, "final_seq_length": 1024}
+    tracemalloc.start()
+    make_dataset(args)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 12 * 2**20  # the dataset itself is 0.8 MiB, a table of every padding would be 200
+
+
+@pytest.mark.parametrize("n_out", [1, 2, 40, 72, 1000])
+def test_neighbours_are_those_of_a_search_in_the_grid(n_out):
+    low, step, offset = mnist1d.data._neighbours(np.arange(1, 300), n_out)
+    for n_in in range(1, 300):
+        grid, target = np.linspace(0, 1, n_in), np.linspace(0, 1, n_out)
+        expected = np.searchsorted(grid, target, side="right") - 1
+        np.testing.assert_array_equal(low[n_in - 1], expected)
+        np.testing.assert_array_equal(offset[n_in - 1], target - grid[expected])
+        inside = expected < n_in - 1
+        np.testing.assert_array_equal(step[n_in - 1][inside], np.diff(grid)[expected[inside]])
+
+
+# The file of get_dataset
+
+
+def test_the_file_belongs_to_its_arguments(tmp_path, capsys):
     path = tmp_path / "cache.pkl"
     args = {"num_samples": 100}
     first = get_dataset(args, path=str(path), download=False, regenerate=False)
@@ -212,15 +521,67 @@ def test_cache_is_read_and_belongs_to_its_arguments(tmp_path, capsys):
     assert len(other["x"]) == 160
     noisy = get_dataset({"num_samples": 200}, path=path, verbose=False, label_noise=0.5)
     assert (noisy["y"] != noisy["y_clean"]).mean() == 0.5
+    turned = get_dataset({"num_samples": 200}, path=path, verbose=False, template={**T, "y": T["y"][::-1]})
+    assert (turned["y"] == 9 - other["y"]).all()
+    made = path.stat().st_mtime_ns
+    get_dataset({"num_samples": 200}, path=path, template={**T, "y": list(T["y"][::-1])}, regenerate=True)
+    assert path.stat().st_mtime_ns > made and "anew" in capsys.readouterr().out
 
 
-def test_a_frozen_file_of_the_old_package_is_read(tmp_path, capsys):
+def test_equal_arguments_of_other_types_find_the_file(tmp_path, capsys):
+    path = tmp_path / "cache.pkl"
+    args = {"num_samples": 100, "padding": [36, 60], "iid_noise_scale": 0, "shuffle_seq": True}
+    get_dataset(args, path=path)
+    same = {
+        "num_samples": np.int32(100),
+        "padding": np.array([36, 60]),
+        "iid_noise_scale": 0.0,
+        "shuffle_seq": np.True_,
+    }
+    get_dataset(
+        argparse.Namespace(**same), path=os.fsencode(path), template={name: a.tolist() for name, a in T.items()}
+    )
+    assert "Read" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_the_file_has_the_public_layout_and_protocol_5(tmp_path):
+    path = tmp_path / "cache.pkl"
+    data = get_dataset({"num_samples": 100}, path=path, verbose=False)
+    assert path.read_bytes()[:2] == b"\x80\x05"
+    with open(path, "rb") as file:
+        by_pickle = pickle.load(file)
+    for read in (by_pickle, mnist1d.from_pickle(path), pickle._loads(path.read_bytes())):
+        assert list(read) == ["x", "x_test", "y", "y_test", "t", "templates"]
+        np.testing.assert_array_equal(read["x"], data["x"])
+
+
+def test_the_frozen_file_of_the_old_package_is_read_and_never_replaced(tmp_path, capsys):
     path = tmp_path / "mnist1d_data.pkl"
     path.write_bytes(pickle.dumps(make_dataset(), protocol=3))
-    stamp = path.stat().st_mtime_ns
+    content = path.read_bytes()
     get_dataset(get_dataset_args(), path=path)
-    assert path.stat().st_mtime_ns == stamp and "Read" in capsys.readouterr().out
-    assert len(get_dataset({"num_samples": 100}, path=path, verbose=False)["x"]) == 80
+    assert "Read" in capsys.readouterr().out
+    for regenerate in (False, True):
+        with pytest.warns(UserWarning, match="was not written by get_dataset and stays"):
+            data = get_dataset({"num_samples": 100}, path=path, verbose=False, regenerate=regenerate)
+        assert len(data["x"]) == 80
+    assert path.read_bytes() == content
+
+
+def test_a_dataset_of_the_users_own_is_read_as_it_is_and_never_replaced(tmp_path):
+    path = tmp_path / "with_marker.pkl"
+    data = make_dataset(num_samples=100)
+    data["x"] = np.pad(data["x"], ((0, 0), (0, 10)))
+    data["marker"] = {"position": 49}
+    path.write_bytes(pickle.dumps(data, protocol=3))
+    content = path.read_bytes()
+    with pytest.warns(UserWarning, match="read as it is") as record:
+        read = get_dataset(get_dataset_args(), path=path, download=False, verbose=False)
+    assert record[0].filename == __file__
+    assert read["x"].shape == (80, 50) and read["marker"] == data["marker"]
+    with pytest.warns(UserWarning, match="is not kept"):
+        assert len(get_dataset(path=path, verbose=False, regenerate=True)["x"]) == 4000
+    assert path.read_bytes() == content
 
 
 class Hostile:
@@ -231,45 +592,91 @@ class Hostile:
         return open, (str(self.target), "w")
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "text", "empty", "hostile"])
-def test_a_bad_cache_is_reported_replaced_and_never_run(tmp_path, damage):
+@pytest.mark.parametrize(
+    "kind", ["text", "of this package", "hostile", "weights", "truncated", "no dataset", "unequal"]
+)
+def test_a_file_that_is_no_dataset_is_named_and_stays(tmp_path, kind):
+    path, target = tmp_path / "notes.pkl", tmp_path / "executed"
+    data = make_dataset(num_samples=100)
+    content = {
+        "text": b"hello",
+        "of this package": b"mnist1d notes, an hour of work",
+        "hostile": pickle.dumps({"x": Hostile(target), "key": "x"}),
+        "weights": pickle.dumps({"weight": torch.ones(3)}),
+        "truncated": pickle.dumps(data, protocol=3)[:-500],
+        "no dataset": pickle.dumps({"trials": [1, 2, 3]}, protocol=5),
+        "unequal": pickle.dumps({**data, "y": data["y"][:-1]}, protocol=5),
+    }[kind]
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"notes\.pkl.*left as it is"):
+        get_dataset({"num_samples": 100}, path=path, verbose=False)
+    with pytest.warns(UserWarning, match="stays"):
+        get_dataset({"num_samples": 100}, path=path, verbose=False, regenerate=True)
+    assert path.read_bytes() == content and not target.exists() and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("damage", ["truncated", "cut short", "first byte", "middle byte", "empty", "hostile"])
+def test_a_damaged_cache_is_reported_replaced_and_never_run(tmp_path, damage):
     path, target = tmp_path / "cache.pkl", tmp_path / "executed"
     args = {"num_samples": 100}
     good = get_dataset(args, path=path, verbose=False)
     content = path.read_bytes()
+    middle = len(content) // 2  # a number of the signals: the file still is a pickle of a dataset
+    body = pickle.dumps({"x": Hostile(target)}, protocol=5)
     damaged = {
         "truncated": content[:-500],
-        "flipped": bytes([content[0] ^ 255]) + content[1:],
-        "text": b"hello",
+        "cut short": content[:5],
+        "first byte": bytes([content[0] ^ 255]) + content[1:],
+        "middle byte": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
         "empty": b"",
-        "hostile": pickle.dumps({"x": Hostile(target), "key": "x"}),
+        "hostile": content[:76] + hashlib.sha256(body).hexdigest().encode() + b"0" + body,
     }
     path.write_bytes(damaged[damage])
-    with pytest.warns(UserWarning, match="could not be read"):
+    with pytest.warns(UserWarning, match="could not be read") as record:
         data = get_dataset(args, path=path, verbose=False)
+    assert record[0].filename == __file__
     assert not target.exists()
     np.testing.assert_array_equal(data["x"], good["x"])
+    assert path.read_bytes() == content and list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_of_the_system_is_no_damage(tmp_path, monkeypatch):
+    path = tmp_path / "cache.pkl"
+    get_dataset({"num_samples": 100}, path=path, verbose=False)
+    content = path.read_bytes()
+
+    def fail(path, **_):
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr(mnist1d.data, "from_pickle", fail)
+    with pytest.raises(OSError, match=r"cache\.pkl"):
+        get_dataset({"num_samples": 100}, path=path, verbose=False)
     assert path.read_bytes() == content
+    with pytest.raises(OSError, match=re.escape(str(tmp_path))):
+        get_dataset({"num_samples": 100}, path=tmp_path)
 
 
-def test_from_pickle_refuses_code_and_reads_arrays(tmp_path):
-    path = tmp_path / "thing.pkl"
-    thing = {"a": np.arange(3), "b": [np.float32(1.5), {"c": {1, 2}}, 2 + 1j], "o": mnist1d.ObjectView({"seed": 1})}
-    mnist1d.to_pickle(thing, path)
-    back = mnist1d.from_pickle(path)
-    assert back["o"].seed == 1 and back["b"] == thing["b"] and (back["a"] == thing["a"]).all()
-    path.write_bytes(pickle.dumps(Hostile(tmp_path / "executed")))
-    with pytest.raises(pickle.UnpicklingError, match=r"refused to load .*open"):
-        mnist1d.from_pickle(path)
-    assert not (tmp_path / "executed").exists()
+def test_a_folder_that_cannot_be_written_gives_the_data_and_a_warning(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    path = tmp_path / "file" / "cache.pkl"
+    with pytest.warns(UserWarning, match=r"cache\.pkl cannot be written") as record:
+        data = get_dataset({"num_samples": 100}, path=path)
+    assert data["x"].shape == (80, 40) and record[0].filename == __file__
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "thing.pkl"
-    mnist1d.to_pickle({"a": 1}, path)
-    with pytest.raises((pickle.PicklingError, AttributeError)):
-        mnist1d.to_pickle({"a": lambda: 0}, path)
-    assert mnist1d.from_pickle(path) == {"a": 1} and list(tmp_path.iterdir()) == [path]
+def test_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    get_dataset({"num_samples": 100}, path="~/data/c.pkl", verbose=False)
+    assert (tmp_path / "home" / "data" / "c.pkl").is_file() and not (tmp_path / "~").exists()
+
+
+def test_the_default_path_lies_in_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    get_dataset({"num_samples": 100}, verbose=False)
+    get_dataset({"num_samples": 100, "shuffle_seq": True}, verbose=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"mnist1d_data.pkl", "mnist1d_data_shuffle.pkl"}
 
 
 # The calls of existing code
@@ -277,30 +684,99 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 def test_both_import_styles_and_no_heavy_import():
     code = (
-        "import sys, mnist1d\n"
-        "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules, 'heavy import'\n"
+        "import sys\n"
+        "heavy = ['torch', 'matplotlib', 'platformdirs', 'sklearn', 'joblib', 'requests']\n"
+        "sys.modules.update(dict.fromkeys([*heavy, 'resource', 'fcntl', 'pwd']))\n"
+        "import mnist1d\n"
         "from mnist1d.data import make_dataset, get_dataset_args\n"
         "from mnist1d.transform import transform, pad, shear, translate, corr_noise_like, iid_noise_like, interpolate\n"
         "from mnist1d.utils import set_seed, to_pickle, from_pickle, ObjectView, plot_signals\n"
         "assert mnist1d.transform is transform and mnist1d.data.make_dataset is make_dataset is mnist1d.make_dataset\n"
-        "assert mnist1d.__version__[0] == '1'\n"
+        "assert mnist1d.__version__[0] == '1' and mnist1d.verify() and len(mnist1d.load_human_answers()) == 3\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_pad_takes_rows_and_transform_draws_from_the_global_state():
-    from mnist1d.transform import pad, transform
+def test_public_functions_are_annotated():
+    assert (ROOT / "mnist1d" / "py.typed").is_file()
+    for module in (mnist1d.data, mnist1d.utils, sys.modules["mnist1d.transform"], images):
+        for name in module.__all__:
+            function = getattr(module, name)
+            if inspect.isfunction(function):
+                signature = inspect.signature(function)
+                parts = [parameter.annotation for parameter in signature.parameters.values()]
+                assert inspect.Signature.empty not in [*parts, signature.return_annotation], name
 
+
+def test_pad_takes_rows_and_transform_draws_from_the_global_state():
     np.random.seed(0)
     assert pad(np.ones((3, 12)), (2, 4)).shape[0] == 3
     args, templates = get_dataset_args(), get_templates()
 
-    def draw():
+    def draw(args):
         np.random.seed(1)
-        return transform(templates["x"][0], templates["t"], args, eps=1e-8)
+        return transform_one(templates["x"][0], templates["t"], args, eps=1e-8)
 
-    (x, t), (again, _) = draw(), draw()
+    (x, t), (again, _) = draw(args), draw(get_dataset_args(as_dict=True))
     assert x.shape == t.shape == (40,) and (x == again).all()
+
+
+def test_channels_stay_together():
+    x = np.stack([np.arange(12.0), 100 + np.arange(12.0)], 1)
+    for seed in range(9):
+        np.random.seed(seed)
+        moved = translate(x, 6)
+        assert (moved[:, 1] - moved[:, 0] == 100).all()
+        sheared = interpolate(shear(moved), 30)
+        assert sheared.shape == (30, 2) and np.allclose(sheared[:, 1] - sheared[:, 0], 100)
+    assert iid_noise_like(x, 1.0).shape == (12, 2)
+    np.random.seed(0)
+    noise = np.stack([corr_noise_like(np.ones((500, 2)), 1.0) for _ in range(20)])
+    assert abs(np.corrcoef(noise[..., 0].ravel(), noise[..., 1].ravel())[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: translate(x, 13), "max_translation=13.*from 0 .* to 12"),
+        (lambda x: translate(x, -1), "max_translation=-1"),
+        (lambda x: pad(x, 4), "padding=4"),
+        (lambda x: pad(x, (5, 4)), r"padding=\(5, 4\)"),
+        (lambda x: pad(x, (1, 2, 3)), r"padding=\(1, 2, 3\)"),
+        (lambda x: pad(x, (-1, 3)), r"padding=\(-1, 3\)"),
+        (lambda x: interpolate(x, 0), "N=0"),
+        (lambda x: transform_one(x, x, {**get_dataset_args(as_dict=True), "padding": 3}), "padding=3"),
+    ],
+)
+def test_transformations_name_a_bad_argument(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(np.ones(12))
+
+
+@pytest.mark.parametrize("order", [[0, 0, 1], range(39), [*range(39), 38], np.arange(40) / 1, [*range(1, 41)]])
+def test_an_order_that_is_no_permutation_is_refused(order):
+    with pytest.raises(ValueError, match=r"order=.*each of the 40 positions once"):
+        reorder(make_dataset(num_samples=100), order)
+
+
+def test_the_human_answers_belong_to_the_frozen_test_set(monkeypatch, tmp_path):
+    monkeypatch.delenv("MNIST1D_DATA", raising=False)
+    answers = mnist1d.load_human_answers()
+    np.testing.assert_array_equal(answers["label"], make_dataset()["y_test"][answers["test_index"]])
+    assert (answers["guess"] == answers["label"]).sum() == 383
+    assert all(values.shape == (400,) and values.dtype == np.int64 for values in answers.values())
+    monkeypatch.setattr(mnist1d.data.resources, "files", lambda _: tmp_path)
+    lists = {name: values.tolist() for name, values in answers.items()}
+    for damaged in (
+        "[]",
+        "{",
+        "{}",
+        json.dumps({**lists, "guess": [10] * 400}),
+        json.dumps({**lists, "label": ["a"] * 400}),
+    ):
+        (tmp_path / "human_answers.json").write_text(damaged, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"human_answers\.json: must hold"):
+            mnist1d.load_human_answers()
 
 
 def test_plot_signals(tmp_path):
@@ -314,7 +790,7 @@ def test_plot_signals(tmp_path):
         mnist1d.plot_signals(templates["x"], templates["t"], args=get_dataset_args(), do_transform=True, dark_mode=True)
     assert len(fig.axes) == 10 and fig.axes[3].get_title() == f"label={data['y'][3]}"
     plt.close("all")
-    with pytest.raises(ValueError, match="args is None"):
+    with pytest.raises(ValueError, match="args=None"):
         mnist1d.plot_signals(data["x"], data["t"], do_transform=True)
 
 

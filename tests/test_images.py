@@ -6,14 +6,18 @@ import hashlib
 import http.server
 import io
 import os
+import re
 import subprocess
 import sys
 import tarfile
 import threading
 import time
+import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from mnist1d import images
 
@@ -181,6 +185,130 @@ def test_a_damaged_file_in_the_folder_is_an_error_and_stays(tiny, damage, monkey
     assert path.read_bytes() == before
 
 
+def npy(array, version=(1, 0)):
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, array, version=version)
+    return buffer.getvalue()
+
+
+def archive_of(members, compression=zipfile.ZIP_DEFLATED):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        for name, content in members.items():
+            archive.writestr(f"{name}.npy", content)
+    return buffer.getvalue()
+
+
+def header_of(shape, descr="|u1"):
+    """The beginning of an npy file that claims a shape and holds nothing of it."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": descr, "fortran_order": False, "shape": shape})
+    return buffer.getvalue()
+
+
+DAMAGES = {
+    "a text": lambda good: b"not a zip file",
+    "a truncated file": lambda good: archive_of(good)[:-900],
+    "an array missing": lambda good: archive_of({name: good[name] for name in ("x_train", "y_train", "x_test")}),
+    "an empty member": lambda good: archive_of({**good, "y_test": b""}),
+    "a member that is no array": lambda good: archive_of({**good, "y_test": b"hello" * 100}),
+    "a header of nonsense": lambda good: archive_of({**good, "y_test": npy(np.ones(9))[:10] + b"(" * 400}),
+    "a header that never ends": lambda good: archive_of({**good, "y_test": b"\x93NUMPY\x02\x00" + b"\xff" * 9000}),
+    "objects": lambda good: archive_of({**good, "y_test": header_of((12,), "|O")}),
+    "fields": lambda good: archive_of({**good, "y_test": npy(np.zeros(12, [("a", "i4")]))}),
+    "an array of less than it claims": lambda good: archive_of({**good, "x_test": header_of((12, 28, 28)) + b"a"}),
+    "an array of more than it claims": lambda good: archive_of({**good, "x_test": good["x_test"] + b"a"}),
+    "a negative length": lambda good: archive_of({**good, "y_test": header_of((-12,))}),
+    "a scalar": lambda good: archive_of({**good, "y_test": npy(np.array(3))}),
+    "no image": lambda good: archive_of({**good, "x_test": header_of((0, 28, 28)), "y_test": header_of((0,))}),
+    "a locked member": lambda good: archive_of(good).replace(b"\x14\x03\x14\0\0", b"\x14\x03\x14\0\1"),
+    "an unknown compression": lambda good: archive_of(good).replace(b"\0\0\x08\0", b"\0\0\x63\0"),
+    "another compression": lambda good: archive_of(good, zipfile.ZIP_LZMA).replace(b"\x5d\0\0\x80", b"\xff\0\0\x80"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_every_damage_is_one_kind_of_error_that_names_the_file_and_the_rule(tiny, kind, monkeypatch, tmp_path):
+    monkeypatch.setenv("MNIST1D_DATA", str(tmp_path))
+    content = DAMAGES[kind]({name: npy(array) for name, array in tiny.items()})
+    (tmp_path / "mnist.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"mnist\.npz: must be an npz file of x_train, .*: uint8 images \(28, 28\)"):
+        images.load_mnist()
+
+
+def test_flipped_bits_are_errors_of_the_same_kind_or_harmless(tiny, monkeypatch, tmp_path):
+    monkeypatch.setenv("MNIST1D_DATA", str(tmp_path))
+    path, rng = tmp_path / "mnist.npz", np.random.default_rng(0)
+    good = archive_of({name: npy(array) for name, array in tiny.items()})
+    ends = [*range(200), *range(len(good) - 300, len(good))]  # headers and the directory
+    for i in [*rng.choice(ends, 300), *rng.choice(len(good), 100)]:
+        content = bytearray(good)
+        content[i] ^= 1 << rng.integers(8)
+        path.write_bytes(content)
+        images._read_checked.cache_clear()
+        try:
+            assert_equal(images.load_mnist(), tiny)
+        except ValueError as error:
+            assert str(error).startswith(f"{path}: must be an npz file")
+
+
+def test_an_array_that_inflates_is_refused_before_it_is_read(monkeypatch, tmp_path):
+    """A file of 0.4 MB whose images would take 0.4 GB."""
+    monkeypatch.setenv("MNIST1D_DATA", str(tmp_path))
+    n, million = 500_000, bytes(28 * 28 * 1000)
+    members = {"x_test": npy(np.zeros((9, 28, 28), np.uint8)), "y_test": npy(np.zeros(9, int))}
+    (tmp_path / "mnist.npz").write_bytes(archive_of({**members, "y_train": npy(np.zeros(n, int))}))
+    with (
+        zipfile.ZipFile(tmp_path / "mnist.npz", "a", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("x_train.npy", "w") as member,
+    ):
+        member.write(header_of((n, 28, 28)))
+        for _ in range(n // 1000):
+            member.write(million)
+    assert (tmp_path / "mnist.npz").stat().st_size < 500_000
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=rf"x_train is uint8 \({n}, 28, 28\)"):
+        images.load_mnist()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20
+
+
+def test_arrays_of_any_order_and_byte_order_are_read(tiny, monkeypatch, tmp_path):
+    monkeypatch.setenv("MNIST1D_DATA", str(tmp_path))
+    other = {**tiny, "x_train": np.asfortranarray(tiny["x_train"]), "y_test": tiny["y_test"].astype(">i4")}
+    np.savez(tmp_path / "mnist.npz", **other)
+    assert_equal(images.load_mnist(), tiny)
+
+
+def test_a_file_that_may_not_be_read_is_an_error_of_the_system(tiny, monkeypatch, tmp_path):
+    monkeypatch.setenv("MNIST1D_DATA", str(tmp_path))
+    np.savez(tmp_path / "mnist.npz", **tiny)
+
+    def refuse(path, *_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(PermissionError, match=r"mnist\.npz"):
+        images.load_mnist()
+
+
+def test_a_cache_that_cannot_be_written_gives_the_data_and_a_warning(files, tiny, make_mirror, monkeypatch, tmp_path):
+    (tmp_path / "cache").write_text("not a folder")
+    mirror = make_mirror(files)
+    use(monkeypatch, mirror)
+    with pytest.warns(UserWarning, match="cannot be kept in the cache"):
+        assert_equal(images.load_mnist(), tiny)
+    assert mirror.asked == list(files)
+
+
+def test_the_warning_says_that_the_folder_lacks_the_file(files, make_mirror, monkeypatch, tmp_path):
+    use(monkeypatch, make_mirror(files, "fails"))
+    monkeypatch.setenv("MNIST1D_DATA", str(tmp_path))
+    with pytest.warns(UserWarning, match=rf"could not be fetched.*not in {re.escape(str(tmp_path))}; http.*503"):
+        images.load_mnist()
+
+
 def test_what_is_fetched_is_cached_and_not_fetched_again(files, tiny, make_mirror, monkeypatch, tmp_path):
     mirror = make_mirror(files)
     use(monkeypatch, mirror)
@@ -233,6 +361,7 @@ def test_without_a_network_the_bundled_digits_take_its_place_and_say_so(files, b
         raise OSError("the network is blocked")
 
     monkeypatch.setattr("socket.create_connection" if blocked == "connection" else "socket.getaddrinfo", refuse)
+    load_digits()  # not the time that its import takes
     start = time.monotonic()
     with pytest.warns(UserWarning, match="MNIST could not be fetched; 8x8 digits take its place"):
         data = images.load_mnist()
@@ -274,9 +403,16 @@ def test_two_processes_fill_the_cache_at_once(files, tiny, make_mirror, tmp_path
 def test_find_data_prefers_the_folder(monkeypatch, tmp_path):
     monkeypatch.setattr(images.platformdirs, "user_cache_dir", lambda name: str(tmp_path / "cache"))
     monkeypatch.setenv("MNIST1D_DATA", str(tmp_path / "folder"))
-    assert images.find_data("a.json") is None
+    with pytest.raises(ValueError, match=r"MNIST1D_DATA='.*folder': must be a folder that is there"):
+        images.find_data("a.json")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "folder").mkdir()
+    for folder in (tmp_path / "folder", "~/folder"):
+        monkeypatch.setenv("MNIST1D_DATA", str(folder))
+        assert images.find_data("a.json") is None
     for folder in ("cache", "folder"):
-        (tmp_path / folder).mkdir()
+        (tmp_path / folder).mkdir(exist_ok=True)
         (tmp_path / folder / "a.json").write_text("{}")
         assert images.find_data("a.json") == tmp_path / folder / "a.json"
 

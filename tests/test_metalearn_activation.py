@@ -94,11 +94,10 @@ def test_tabulated_function_has_the_gradient_of_the_function(act):
 @pytest.mark.parametrize(("size", "channels"), [(28, 1), (32, 3)])
 def test_image_network_equals_torch_layers(act, size, channels):
     ours = act["ImageCNN"](F.silu, channels)
-    x = torch.randn(5, size, size, channels)
-    h = x.permute(0, 3, 1, 2)
+    x = h = torch.randn(5, channels, size, size)
     for layer in ours.convolutions:
         h = F.silu(F.conv2d(h, layer.weight, layer.bias, stride=2, padding=1))
-    expected = ours.linear(h.permute(0, 2, 1, 3).flatten(1))  # [example, row, channel, column]
+    expected = ours.linear(h.flatten(1))
     torch.testing.assert_close(ours(x), expected)
 
 

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mnist1d.models import MLP, ModelStack
+from mnist1d.models import MLP, count_parameters
+from mnist1d.training import Stack
 
 
 @pytest.fixture
@@ -19,28 +20,23 @@ def x():
     return torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize(("stride", "dilation", "causal"), [(1, 1, False), (2, 1, False), (1, 4, True), (1, 2, False)])
-def test_windows_make_a_convolution(priors, stride, dilation, causal):
-    generator = torch.Generator().manual_seed(0)
-    x, weight = (torch.randn(*shape, generator=generator) for shape in ((2, 21, 3), (4, 3, 5)))
-    rows = priors["windows"](x, 5, stride=stride, dilation=dilation, causal=causal)
-    got = rows @ weight.permute(2, 1, 0).flatten(0, 1)
-    left, right = (4 * dilation, 0) if causal else (2 * dilation, 2 * dilation)
-    padded = F.pad(x.transpose(1, 2), (left, right))
-    expected = F.conv1d(padded, weight, stride=stride, dilation=dilation).transpose(1, 2)
-    torch.testing.assert_close(got, expected)
-
-
 def test_locally_connected_with_equal_filters_is_a_convolution(priors, x):
     model = priors["LocallyConnected"]()
     with torch.no_grad():
-        for parameters in (*model.weights, *model.biases):
-            parameters.copy_(parameters[:1].expand_as(parameters).clone())
+        for weight, bias in zip(model.weights, model.biases, strict=True):
+            weight.copy_(weight[:1].expand_as(weight).clone())
+            bias.copy_(bias[:, :1].expand_as(bias).clone())
     h = x.unsqueeze(1)
     for weight, bias, kernel in zip(model.weights, model.biases, model.kernels, strict=True):
-        filters = weight[0].T.unflatten(1, (kernel, -1)).transpose(1, 2)
-        h = F.conv1d(h, filters, bias[0, 0], stride=2, padding=kernel // 2).relu()
-    torch.testing.assert_close(model(x), model.linear(h.transpose(1, 2).flatten(1)))
+        filters = weight[0].T.unflatten(1, (-1, kernel))
+        h = F.conv1d(h, filters, bias[:, 0], stride=2, padding=kernel // 2).relu()
+    torch.testing.assert_close(model(x), model.linear(h.flatten(1)))
+
+
+def test_published_sizes_are_kept(priors):
+    names = ("ResNet", "TCN", "LocallyConnected", "Mixer")
+    counts = {name: count_parameters(priors[name]()) for name in names}
+    assert counts == {"ResNet": 22538, "TCN": 4314, "LocallyConnected": 8710, "Mixer": 10558}
 
 
 def test_attention_is_torchs(priors):
@@ -70,13 +66,16 @@ def test_tcn_sees_every_position(priors, x):
     assert (x.grad.abs().amax(0) > 0).all()
 
 
-def test_every_architecture_runs_in_a_stack(priors, x):
-    names = ("ResNet", "TCN", "Transformer", "Mixer", "LocallyConnected")
-    for build in (priors[name] for name in names):
-        model = ModelStack(build, [3, 4])
-        out = model(x.expand(2, -1, -1))
-        assert out.shape == (2, 6, 10)
-        torch.testing.assert_close(out[1], model.get_module(1)(x), atol=1e-5, rtol=1e-4)
+@pytest.mark.parametrize("name", ["ResNet", "TCN", "Transformer", "Mixer", "LocallyConnected"])
+def test_every_architecture_is_trained_in_a_stack(priors, x, name):
+    models = Stack(priors[name], [3, 4])
+    batch = x.expand(2, -1, -1), torch.arange(6).expand(2, -1)
+    for _ in range(4):
+        models.backward(*batch)
+        models.step()
+    assert models.stacked
+    out = models.evaluate(lambda model, x: model(x), batch[0])
+    torch.testing.assert_close(out[1], models.get_module(1)(x), atol=1e-5, rtol=1e-4)
 
 
 def test_the_choice_sees_no_test_data(priors):

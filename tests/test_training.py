@@ -1,26 +1,27 @@
-"""Models, stacked training and sweeps, each against the plain way of doing it."""
+"""Training and sweeps: batches, histories, bad input, failures. What modules compute is in test_zoo.py."""
+
+import multiprocessing
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
-from torch.nn import functional as F
+from torch import nn
 
-from mnist1d import make_dataset, settings, training
-from mnist1d.models import (
-    GRU,
-    MLP,
-    MODELS,
-    Convolution,
-    Convolution2d,
-    Logistic,
-    ModelStack,
-    _GRUScan,
-    count_parameters,
+from mnist1d import make_dataset, settings
+from mnist1d.models import CNN, GRU, MLP, Logistic
+from mnist1d.training import (
+    SweepError,
+    accuracy,
+    batches,
+    early_stopped,
+    fit,
+    split_tensors,
+    sweep,
+    train,
 )
-from mnist1d.training import early_stopped, sweep, train
 
-DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 SEEDS = [3, 5, 8]
 
 
@@ -29,173 +30,39 @@ def data():
     return make_dataset({"num_samples": 300}, validation_split=0.1)
 
 
-def test_parameter_counts_are_the_published_ones():
-    counts = {name: count_parameters(build()) for name, build in MODELS.items()}
-    assert counts == {"logistic": 410, "MLP": 15210, "CNN": 5210, "GRU": 5134}
+def test_accuracy_is_in_percent_of_each_model():
+    logits = torch.eye(4).expand(2, 4, 4)
+    assert accuracy(logits, torch.tensor([[0, 1, 2, 3], [0, 0, 2, 0]])).tolist() == [100.0, 50.0]
 
 
-class PlainGRU(torch.nn.Module):
-    """The same network with torch's own recurrence."""
-
-    def __init__(self):
-        super().__init__()
-        self.gru = torch.nn.GRU(1, 6, batch_first=True, bidirectional=True)
-        self.linear = torch.nn.Linear(480, 10)
-
-    def forward(self, x):
-        return self.linear(self.gru(x.unsqueeze(-1))[0].flatten(1))
-
-
-class PlainCNN(torch.nn.Module):
-    """The same network with torch's own convolutions."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1 = torch.nn.Conv1d(1, 25, 5, stride=2, padding=1)
-        self.conv2 = torch.nn.Conv1d(25, 25, 3, stride=2, padding=1)
-        self.conv3 = torch.nn.Conv1d(25, 25, 3, stride=2, padding=1)
-        self.linear = torch.nn.Linear(125, 10)
-
-    def forward(self, x):
-        h = self.conv3(self.conv2(self.conv1(x.unsqueeze(1)).relu()).relu()).relu()
-        return self.linear(h.flatten(1))
+def test_a_history_holds_arrays_by_seed_and_evaluation(data):
+    history = train(MLP, data, SEEDS, steps=5, batch_size=50, eval_every=2)
+    assert history.keys() == {"train_loss", "train_acc", "test_acc", "val_acc"}
+    assert all(h.shape == (3, 4) and h.dtype == np.float64 for h in history.values())  # steps 0, 2, 4, 5
+    assert np.isnan(history["train_loss"][:, 0]).all() and np.isfinite(history["train_loss"][:, 1:]).all()
+    stack, again = fit(MLP, data, SEEDS, steps=5, batch_size=50, eval_every=2)
+    for name in history:
+        np.testing.assert_array_equal(history[name], again[name])
+    x = torch.as_tensor(data["x_test"], dtype=torch.float32)
+    for i in range(3):
+        right = stack.get_module(i)(x).argmax(1).numpy() == data["y_test"]
+        assert history["test_acc"][i, -1] == pytest.approx(100 * right.mean())
 
 
-PLAIN = {"logistic": Logistic, "MLP": MLP, "CNN": PlainCNN, "GRU": PlainGRU}
-
-
-@pytest.fixture
-def double_precision():
-    """In float32 rounding decides Adam's first step wherever a gradient is almost zero."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-def train_plainly(build, data, seed, device, optimizer, steps=20, batch_size=50):
-    """The oracle: fifteen lines of ordinary PyTorch, with an unfused optimiser."""
-    torch.manual_seed(seed)
-    model = build().to(device)
-    if optimizer == "adam":
-        opt = torch.optim.Adam(model.parameters(), lr=1e-2, weight_decay=1e-3, fused=False)
-    else:
-        opt = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9, weight_decay=1e-3, fused=False)
-    x, y = torch.tensor(data["x"], device=device), torch.tensor(data["y"], device=device)
-    for step in range(steps):
-        index = torch.arange(step * batch_size, (step + 1) * batch_size, device=device) % len(x)
-        loss = F.cross_entropy(model(x[index]), y[index])
-        opt.zero_grad()
-        loss.backward()
-        opt.step()
-    return model
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-@pytest.mark.parametrize("name", MODELS)
-def test_stacked_trainer_equals_the_plain_loop(double_precision, data, name, optimizer, device):
-    options = {"optimizer": optimizer, "momentum": 0.9 if optimizer == "sgd" else 0.0, "weight_decay": 1e-3}
-    history = train(MODELS[name], data, SEEDS, steps=20, batch_size=50, eval_every=20, device=device, **options)
-    x = torch.tensor(data["x_test"], device=device)
-    for i, seed in enumerate(SEEDS):
-        plain = train_plainly(PLAIN[name], data, seed, device, optimizer)
-        stacked = history["model"].get_module(i)
-        assert stacked.state_dict().keys() == plain.state_dict().keys()
-        for key, value in plain.state_dict().items():
-            torch.testing.assert_close(stacked.state_dict()[key], value, rtol=1e-6, atol=1e-9)
-        accuracy = 100 * (plain(x).argmax(1).cpu().numpy() == data["y_test"]).mean()
-        assert history["test_acc"][i, -1] == pytest.approx(accuracy)
-
-
-@pytest.mark.parametrize("features", [1, 4])
-def test_gru_equals_torch_in_output_and_every_gradient(features):
-    torch.manual_seed(0)
-    ours = GRU(length=20, hidden=3, features=features).double()
-    theirs = torch.nn.GRU(features, 3, batch_first=True, bidirectional=True).double()
-    theirs.load_state_dict(ours.gru.state_dict())
-    x = torch.randn(7, 20, dtype=torch.float64, requires_grad=True)
-    weights = torch.randn(7, 10, dtype=torch.float64)
-    ours_out = ours(x)
-    theirs_out = ours.linear(theirs(x.unflatten(1, (-1, features)))[0].flatten(1))
-    torch.testing.assert_close(ours_out, theirs_out)
-    ours_grads = torch.autograd.grad((ours_out * weights).sum(), [x, *ours.gru.parameters()])
-    theirs_grads = torch.autograd.grad((theirs_out * weights).sum(), [x, *theirs.parameters()])
-    for a, b in zip(ours_grads, theirs_grads, strict=True):
-        torch.testing.assert_close(a, b)
-
-
-def test_gru_gradient_against_finite_differences():
-    torch.manual_seed(0)
-    shapes = [(4, 2, 1, 3), (2, 6, 1), (2, 6, 2), (2, 6, 1), (2, 2, 1)]
-    args = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
-    assert torch.autograd.gradcheck(lambda *a: _GRUScan.apply(*a)[0], args)
-
-
-@pytest.mark.parametrize("stride", [1, 2, 3])
-@pytest.mark.parametrize(("kernel", "padding", "bias"), [(5, 1, True), (3, 0, False), (1, 0, True), (4, 3, True)])
-def test_convolution_equals_torch(kernel, stride, padding, bias):
-    torch.manual_seed(0)
-    ours = Convolution(3, 6, kernel, stride=stride, padding=padding, bias=bias).double()
-    theirs = torch.nn.Conv1d(3, 6, kernel, stride=stride, padding=padding, bias=bias).double()
-    theirs.load_state_dict(ours.state_dict())
-    x = torch.randn(4, 3, 17, dtype=torch.float64, requires_grad=True)
-    got, expected = ours(x.permute(1, 2, 0)).permute(2, 0, 1), theirs(x)  # (example, channel, position)
-    torch.testing.assert_close(got, expected)
-    weights = torch.randn_like(expected)
-    gradients = [
-        torch.autograd.grad((y * weights).sum(), [x, *m.parameters()]) for y, m in ((got, ours), (expected, theirs))
-    ]
-    torch.testing.assert_close(*gradients)
-
-
-@pytest.mark.parametrize(
-    ("size", "kernel", "stride", "padding"),
-    [((28, 28), 3, 2, 1), ((7, 7), 3, 2, 1), ((12, 12), 5, 1, 0), ((9, 11), 4, 1, 2), ((28, 27), 5, 2, 2)],
-)
-@pytest.mark.parametrize("bias", [True, False])
-def test_convolution_in_two_dimensions_has_the_values_and_gradients_of_conv2d(size, kernel, stride, padding, bias):
-    ours = Convolution2d(3, 6, kernel, stride=stride, padding=padding, bias=bias).double()
-    x = torch.randn(4, 3, *size, dtype=torch.float64, requires_grad=True)
-    parameters = [x, *ours.parameters()]
-    expected = F.conv2d(x, ours.weight, ours.bias, stride, padding)
-    got = ours(x.permute(2, 1, 3, 0)).permute(3, 1, 0, 2)
-    torch.testing.assert_close(got, expected)
-    weights = torch.randn_like(got)
-    gradients = [torch.autograd.grad((weights * y).sum(), parameters) for y in (got, expected)]
-    torch.testing.assert_close(*gradients)
-
-
-def test_convolutions_in_two_dimensions_can_be_stacked():
-    stack = ModelStack(lambda: Convolution2d(2, 3, 3, padding=1), SEEDS)
-    x = torch.randn(len(SEEDS), 8, 2, 9, 5)
-    got = stack(x)
-    gradients = torch.autograd.grad(got.square().sum(), list(stack.params.values()))
-    for i in range(len(SEEDS)):
-        alone = stack.get_module(i)
-        expected = alone(x[i])
-        torch.testing.assert_close(got[i], expected)
-        own = torch.autograd.grad(expected.square().sum(), list(alone.parameters()))
-        torch.testing.assert_close([gradient[i] for gradient in gradients], list(own), rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("seeds", [3, np.arange(3), range(3), (0, 1, 2)])
+@pytest.mark.parametrize("order", ["cyclic", "shuffled"])
+def test_seeds_may_be_any_sequence_or_their_number(data, seeds, order):
+    options = {"steps": 2, "batch_size": 50, "order": order}
+    expected = train(Logistic, data, [0, 1, 2], **options)
+    np.testing.assert_array_equal(train(Logistic, data, seeds, **options)["train_loss"], expected["train_loss"])
 
 
 def test_the_schedule_multiplies_the_learning_rate(data):
-    options = {"steps": 6, "optimizer": "sgd", "learning_rate": 0.1}
-    scheduled = train(MLP, data, SEEDS, schedule=lambda step: 1.0 if step < 4 else 0.0, **options)
-    shorter = train(MLP, data, SEEDS, **{**options, "steps": 4})
-    for name, value in shorter["model"].params.items():
-        assert torch.equal(scheduled["model"].params[name], value)
-
-
-def test_model_stack_keeps_the_global_seed_and_copies_its_modules():
-    torch.manual_seed(1)
-    expected = torch.rand(1)
-    torch.manual_seed(1)
-    stack = ModelStack(MLP, SEEDS)
-    assert torch.rand(1) == expected
-    first, last = stack.get_module(0), stack.get_module(2)
-    assert not torch.equal(first.linear1.weight, last.linear1.weight)
-    x = torch.randn(5, 40)
-    torch.testing.assert_close(stack(x.expand(3, 5, 40))[2], last(x))
+    options = {"optimizer": "sgd", "learning_rate": 0.1}
+    scheduled, _ = fit(MLP, data, SEEDS, steps=6, schedule=lambda step: 1.0 if step < 4 else 0.0, **options)
+    shorter, _ = fit(MLP, data, SEEDS, steps=4, **options)
+    for name, value in shorter.params.items():
+        assert torch.equal(scheduled.params[name], value)
 
 
 def test_one_dataset_per_seed_equals_separate_runs(data):
@@ -212,21 +79,38 @@ def test_one_dataset_per_seed_equals_separate_runs(data):
 
 
 def test_shuffled_order_visits_every_example_once_an_epoch_and_depends_on_the_seed():
-    batches = list(training._batches("shuffled", 10, 5, 4, [0, 1], "cpu"))
-    for epoch in (torch.cat(batches[:2], 1), torch.cat(batches[2:], 1)):
+    x = torch.arange(10.0).expand(2, 10)
+    drawn = [xb for xb, _ in batches(x, x, [0, 1], steps=4, batch_size=5, order="shuffled")]
+    for epoch in (torch.cat(drawn[:2], 1), torch.cat(drawn[2:], 1)):
         assert (epoch.sort(1).values == torch.arange(10)).all()
-    assert not torch.equal(batches[0][0], batches[0][1]) and not torch.equal(batches[0], batches[2])
+    assert not torch.equal(drawn[0][0], drawn[0][1]) and not torch.equal(drawn[0], drawn[2])
+    late = [xb for xb, _ in batches(x, x, [0, 1], steps=4, batch_size=5, order="shuffled", start=3)]
+    assert len(late) == 1 and torch.equal(late[0], drawn[3])
 
 
 def test_cyclic_order_wraps_around():
-    batches = list(training._batches("cyclic", 10, 4, 3, [0], "cpu"))
-    assert [b.tolist() for b in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 0, 1]]
+    x = torch.arange(10).expand(1, 10)
+    drawn = [xb[0].tolist() for xb, _ in batches(x, x, [0], steps=3, batch_size=4)]
+    assert drawn == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 0, 1]]
+
+
+def test_each_seed_takes_batches_from_its_own_dataset():
+    x, y = torch.arange(20).unflatten(0, (2, 10)), torch.arange(10).expand(2, 10)
+    xb, yb = next(batches(x, y, [0, 1], steps=1, batch_size=3))
+    assert xb.tolist() == [[0, 1, 2], [10, 11, 12]] and yb.tolist() == [[0, 1, 2]] * 2
+
+
+def test_integers_stay_integers_and_floats_take_the_default_dtype():
+    data = {"x": np.arange(6, dtype=np.uint8).reshape(3, 2), "y": np.array([0.5, 1.5, -9.54])}
+    x, y = split_tensors(data, "", 2)
+    assert x.dtype == torch.int64 and y.dtype == torch.float32 and y[1].tolist() == pytest.approx([0.5, 1.5, -9.54])
 
 
 def test_given_state_replaces_the_initial_one(data):
-    start = ModelStack(MLP, [9, 9])
-    history = train(MLP, data, [0, 1], steps=0, state=(start.params, start.buffers))
-    torch.testing.assert_close(history["model"].params["linear1.weight"], start.params["linear1.weight"])
+    start, _ = fit(MLP, data, [9, 9], steps=0)
+    stack, _ = fit(MLP, data, [0, 1], steps=0, state={"linear1.weight": start.params["linear1.weight"]})
+    assert torch.equal(stack.params["linear1.weight"], start.params["linear1.weight"])
+    assert not torch.equal(stack.params["linear2.weight"], start.params["linear2.weight"])
 
 
 def test_early_stopping_looks_at_the_validation_set_alone():
@@ -246,20 +130,24 @@ def test_early_stopping_looks_at_the_validation_set_alone():
         ({"batch_size": 10**6}, "batch_size=1000000"),
         ({"steps": -1}, "steps=-1: must be at least 0"),
         ({"eval_every": 0}, "eval_every=0: must be at least 1"),
+        ({"seeds": []}, r"seeds=\[\]"),
+        ({"learning_rate": [0.1, 0.1]}, "learning_rate: 2 rates for 1 seeds"),
     ],
 )
 def test_bad_options_are_named(data, options, message):
     with pytest.raises(ValueError, match=message):
-        train(MLP, data, [0], **{"steps": 1, **options})
-    with pytest.raises(ValueError, match=r"seeds=\[\]"):
-        train(MLP, data, [], steps=1)
+        train(MLP, data, **{"steps": 1, "seeds": [0], **options})
     with pytest.raises(ValueError, match="2 datasets for 3 seeds"):
         train(MLP, [data, data], SEEDS, steps=1)
 
 
-def test_divergence_names_step_and_seed(data):
-    with pytest.raises(FloatingPointError, match=r"seeds \[0, 1\] is not finite at step 10"):
-        train(MLP, data, [0, 1], steps=10, eval_every=10, optimizer="sgd", learning_rate=1e9)
+def test_a_diverged_seed_is_nan_from_there_on_and_named(data):
+    other = {**data, "x": np.full_like(data["x"], 1e30)}
+    with pytest.warns(RuntimeWarning, match=r"seeds \[8\] diverged: NaN from step 4 on"):
+        history = train(MLP, [data, other], [7, 8], steps=8, eval_every=4, optimizer="sgd", learning_rate=0.1)
+    for name in ("train_loss", "train_acc", "test_acc"):
+        assert np.isnan(history[name][1, 1:]).all() and np.isfinite(history[name][0, 1:]).all()
+    assert np.isfinite(history["test_acc"][:, 0]).all()
 
 
 def double(variant, seeds):
@@ -288,16 +176,102 @@ def test_a_task_has_one_thread_wherever_it_runs(monkeypatch, jobs):
     assert all((result["threads"] == 1).all() for result in results.values())
 
 
-def test_an_empty_sweep_is_refused():
-    for variants, seeds, chunk in (({}, [0], 1), ({"x": 1}, [], None), ({"x": 1}, [0], 0)):
-        with pytest.raises(ValueError, match=r"neither may be empty|chunk=0"):
+def fail_for_y(variant, seeds):
+    if variant == "y" and 1 in seeds:
+        raise KeyError("no such thing")
+    return {"seed": np.array(seeds)}
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_failing_variant_is_named_and_the_others_are_kept(monkeypatch, jobs):
+    monkeypatch.setenv("JOBS", jobs)
+    with pytest.raises(SweepError, match=r"variant 'y', seeds \[1\]: KeyError") as caught:
+        sweep(fail_for_y, ["x", "y", "z"], 2, chunk=1)
+    assert caught.value.finished.keys() == {"x", "z"}
+    np.testing.assert_array_equal(caught.value.finished["z"]["seed"], [0, 1])
+
+
+def stop_at_z(variant, seeds):
+    if variant == "z":
+        raise KeyboardInterrupt
+    return np.array(seeds)
+
+
+def test_an_interrupt_keeps_what_had_ended(monkeypatch):
+    monkeypatch.setenv("JOBS", "1")
+    with pytest.raises(KeyboardInterrupt) as caught:
+        sweep(stop_at_z, ["x", "y", "z"], 2)
+    assert caught.value.finished.keys() == {"x", "y"}
+
+
+def test_a_sweep_takes_whatever_a_function_returns_per_seed(data):
+    results = sweep(lambda build, s: train(build, data, s, steps=2, batch_size=50), [Logistic, MLP], 3, chunk=2)
+    assert results.keys() == {"Logistic", "MLP"} and results["MLP"]["test_acc"].shape == (3, 2)
+    mixed = sweep(lambda v, s: ([str(i) for i in s], [0.5 * i for i in s], np.array(s)), {"a": 0}, 3, chunk=2)["a"]
+    assert mixed[0] == ["0", "1", "2"] and mixed[1].tolist() == [0, 0.5, 1] and mixed[2].tolist() == [0, 1, 2]
+
+
+def show_dtype(variant, seeds):
+    in_worker = multiprocessing.current_process().name != "MainProcess"
+    return [str(torch.zeros(1).dtype)] * len(seeds), [float(in_worker)] * len(seeds)
+
+
+def test_the_default_dtype_reaches_the_workers(monkeypatch):
+    monkeypatch.setenv("JOBS", "2")
+    torch.set_default_dtype(torch.float64)
+    try:
+        results = sweep(show_dtype, ["x", "y"], [0])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(dtypes == ["torch.float64"] and where.tolist() == [1.0] for dtypes, where in results.values())
+
+
+class Noisy(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(40, 10), nn.Dropout(0.5), nn.Linear(10, 10))
+
+
+@pytest.mark.parametrize("build", [CNN, GRU, Noisy])
+def test_numbers_do_not_depend_on_the_workers(monkeypatch, data, build):
+    def run(rate, seeds):
+        return train(build, data, seeds, steps=6, batch_size=50, learning_rate=rate)
+
+    results = []
+    for jobs in ("1", "2"):
+        monkeypatch.setenv("JOBS", jobs)
+        results.append(sweep(run, [0.01, 0.02], 2))
+    for rate in (0.01, 0.02):
+        for name, values in results[0][rate].items():
+            np.testing.assert_array_equal(values, results[1][rate][name])
+
+
+def test_bad_sweeps_are_refused():
+    for variants, seeds, chunk, message in (
+        ({}, [0], 1, "variants is empty"),
+        ({"x": 1}, [], None, "seeds"),
+        ({"x": 1}, [0], 0, "chunk=0"),
+        ([Logistic, Logistic], [0], 1, "not all different"),
+    ):
+        with pytest.raises(ValueError, match=message):
             sweep(double, variants, seeds, chunk=chunk)
 
 
-def test_one_model_needs_no_vmap_and_gives_the_same():
-    x = torch.randn(2, 5, 40)
-    stack, alone = ModelStack(MLP, [3, 4]), ModelStack(MLP, [4])
-    torch.testing.assert_close(alone(x[1:]), stack(x)[1:])
+def test_a_sweep_runs_on_a_dask_cluster_with_the_same_numbers(monkeypatch, data):
+    distributed = pytest.importorskip("dask.distributed")
+    import joblib
+
+    def run(build, seeds):
+        return train(build, data, seeds, steps=3, batch_size=50)
+
+    monkeypatch.setenv("JOBS", "2")
+    expected = sweep(run, [Logistic, MLP], 2, chunk=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
+        with cluster, distributed.Client(cluster), joblib.parallel_config(backend="dask"):
+            results = sweep(run, [Logistic, MLP], 2, chunk=1)
+    for name, history in expected.items():
+        np.testing.assert_array_equal(results[name]["train_loss"], history["train_loss"])
 
 
 def test_environment_is_checked(monkeypatch):

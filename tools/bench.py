@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional as F
 
 from mnist1d import get_dataset_args, make_dataset
-from mnist1d.models import GRU, MODELS
+from mnist1d.models import MODELS
 from mnist1d.settings import get_device, get_jobs
 from mnist1d.training import sweep, train
 from notebooks import load_definitions
@@ -66,31 +66,6 @@ def bench_generator():
         print(f"{n:>9,d} samples       {np.median(old):12.2f} s{np.median(new):8.3f} s{ratio:7.1f}x", flush=True)
 
 
-class TorchGRU(torch.nn.Module):
-    """What a plain loop would use: torch's own GRU."""
-
-    def __init__(self):
-        super().__init__()
-        parameters = GRU()
-        self.gru, self.linear = parameters.gru, parameters.linear
-
-    def forward(self, x):
-        return self.linear(self.gru(x.unsqueeze(-1))[0].flatten(1))
-
-
-class TorchCNN(torch.nn.Sequential):
-    """What a plain loop would use: torch's own convolutions."""
-
-    def __init__(self):
-        layers = [torch.nn.Unflatten(1, (1, -1))]
-        for channels, kernel in ((1, 5), (25, 3), (25, 3)):
-            layers += [torch.nn.Conv1d(channels, 25, kernel, stride=2, padding=1), torch.nn.ReLU()]
-        super().__init__(*layers, torch.nn.Flatten(), torch.nn.Linear(125, 10))
-
-
-PLAIN = {**MODELS, "GRU": TorchGRU, "CNN": TorchCNN}
-
-
 def train_plainly(build, data, seeds, steps, device):
     """One model after the other, torch's default Adam, slices as batches, a loss read every step."""
     x, y = torch.tensor(data["x"], dtype=torch.float32, device=device), torch.tensor(data["y"], device=device)
@@ -113,7 +88,7 @@ def bench_trainer(steps):
     small = {**data, "x_test": data["x_test"][:10], "y_test": data["y_test"][:10]}
 
     def run(build, seeds):
-        return {"train_acc": train(build, small, seeds, steps=steps, eval_every=steps)["train_acc"]}
+        return train(build, small, seeds, steps=steps, eval_every=steps)
 
     threads = torch.get_num_threads()
     jobs = get_jobs()
@@ -126,7 +101,7 @@ def bench_trainer(steps):
             plain, ours = [], []
             for _ in range(3):
                 start = time.perf_counter()
-                train_plainly(PLAIN[name], data, range(min(n_seeds, 2)), few, device)
+                train_plainly(build, data, range(min(n_seeds, 2)), few, device)
                 plain.append((time.perf_counter() - start) / min(n_seeds, 2) / few)
                 start = time.perf_counter()
                 sweep(run, {name: build}, range(n_seeds), chunk=-(-n_seeds // jobs))

@@ -1,27 +1,27 @@
-"""Write REPRODUCTION.md and the generated parts of README.md from the committed results files."""
+"""Write REPRODUCTION.md, the generated parts of README.md and the forest plot from the committed results files.
 
+Second runs with other seeds, in build/replicate, go to figures/replication.json first.
+`--parameters` records the knobs of the notebooks as they stand as those of the published runs.
+"""
+
+import argparse
+import ast
 import json
+import os
 import re
 import sys
 from pathlib import Path
 
-from mnist1d.claims import CLAIMS, format_measured
+import matplotlib.pyplot as plt
+import numpy as np
+
+from mnist1d.claims import CLAIMS, SYMBOLS, format_measured, read_bound, to_json
+from mnist1d.figures import STYLE
+from mnist1d.results import code_digest
 from mnist1d.utils import open_for_rename
+from notebooks import load_definitions, read_notebook
 
 ROOT = Path(__file__).resolve().parent.parent
-
-# Minutes that the public notebooks are said to take, and that their code was timed at on two CPU cores.
-PUBLISHED_MINUTES = {
-    "benchmarks": ("10 (CPU)", "2.7 a seed"),
-    "shuffling": ("with the above", "2.7 a seed"),
-    "tsne": ("-", "5"),
-    "lottery_tickets": ("30 (GPU)", "43"),
-    "double_descent": ("60 (CPU)", "29"),
-    "metalearn_lr": ("1 (CPU)", "0.2"),
-    "metalearn_activation": ("60 (CPU)", "144"),
-    "simclr": ("5 (CPU)", "2.2"),
-    "pooling": ("5 (CPU)", "6.2"),
-}
 
 FIGURES = {
     "quickstart": "-",
@@ -39,7 +39,25 @@ FIGURES = {
     "spatial_priors": "beyond the paper",
 }
 
-SYMBOLS = {"reproduced": "✓", "partly": "◐", "not reproduced": "✗"}
+# The work behind a published figure, and the knobs that say how much of it a seed does here.
+WORK = {
+    "benchmarks": ("6000 steps, batch 100", ("STEPS", "BATCH_SIZE")),
+    "shuffling": ("6000 steps, batch 100", ("STEPS", "BATCH_SIZE")),
+    "tsne": ("70,000 and 5,000 points", ("POINTS", "ITERATIONS")),
+    "lottery_tickets": ("99 rounds of 1500 steps, batch 100; 15 curves of 6000 steps, batch 500",
+                        ("LAST_ROUND", "STEPS", "BATCH_SIZE")),
+    "double_descent": ("19 widths and 29 channels, 500 epochs", ("MLP_WIDTHS", "MLP_WIDE", "CNN_CHANNELS", "CNN_WIDE",
+                                                                 "EPOCHS", "WIDE_EPOCHS")),
+    "metalearn_lr": ("2 starts, 50 outer x 200 inner steps", ("STARTS", "OUTER_STEPS", "INNER_STEPS")),
+    "metalearn_activation": ("301 outer x 301 inner steps", ("OUTER_STEPS", "RECIPE", "INNER_STEPS")),
+    "simclr": ("8000 steps, batch 100", ("STEPS", "BATCH_SIZE")),
+    "pooling": ("6 sizes, 6000 steps", ("STEPS",)),
+    "random_subspaces": ("10 epochs (curves), 100 (table)", ("CURVE_EPOCHS", "TABLE_EPOCHS", "SMALL_EPOCHS")),
+}  # fmt: skip
+
+VERDICTS = {"reproduced": "✓", "partly": "◐", "not reproduced": "✗", "undecided": "?"}
+STALE = "measured before the last change of its code"
+COLORS = {"holds": "#0072B2", "fails": "#D55E00", "undecided": "#777777"}
 
 
 def read_repository(root):
@@ -47,18 +65,79 @@ def read_repository(root):
     return re.search(r'Repository = "https://github.com/([^"]+)"', (root / "pyproject.toml").read_text())[1]
 
 
+def read_json(path):
+    """What a JSON file holds; {} where there is none."""
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
 def read_all(root):
     """The results files, in the order of `FIGURES`."""
-    paths = {slug: root / "figures" / f"{slug}.json" for slug in FIGURES}
-    return {slug: json.loads(path.read_text()) for slug, path in paths.items() if path.is_file()}
+    results = {slug: read_json(root / "figures" / f"{slug}.json") for slug in FIGURES}
+    return {slug: r for slug, r in results.items() if r}
 
 
-def count_verdicts(results):
-    """One sentence on all claims."""
-    verdicts = [claim["verdict"] for r in results.values() for claim in r["claims"]]
-    missing = len(CLAIMS) - len(verdicts)
-    parts = [f"{verdicts.count(verdict)} {verdict}" for verdict in SYMBOLS]
-    return f"{len(CLAIMS)} published claims: {', '.join(parts)}" + (f", {missing} not measured." if missing else ".")
+def read_parameters(slug):
+    """The knobs of a notebook in the profile `paper`, by name."""
+    before = os.environ.get("MNIST1D_PROFILE")
+    os.environ["MNIST1D_PROFILE"] = "paper"
+    try:
+        namespace = load_definitions(slug)
+    finally:
+        os.environ.pop("MNIST1D_PROFILE")
+        if before is not None:
+            os.environ["MNIST1D_PROFILE"] = before
+    (source,) = [source for _, source, tags in read_notebook(slug) if tags == ["parameters"]]
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
+    names = sorted({node.id for node in nodes if isinstance(node.ctx, ast.Store) and node.id.isupper()} - {"SMOKE"})
+    return {name: to_json(namespace[name]) for name in names}
+
+
+def write_parameters(root):
+    """Record the knobs of all notebooks in mnist1d/published.json, one line a knob."""
+    with open_for_rename(root / "mnist1d" / "published.json", "w") as file:
+        lines = []
+        for slug in sorted(FIGURES):
+            knobs = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in read_parameters(slug).items()]
+            lines.append(f" {json.dumps(slug)}: {{\n" + ",\n".join(knobs) + "\n }")
+        file.write("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def collect_replication(root):
+    """Merge what build/replicate holds into figures/replication.json; True if it holds anything."""
+    target = root / "figures" / "replication.json"
+    replication, found = read_json(target), False
+    for slug in FIGURES:
+        if r := read_json(root / "build" / "replicate" / f"{slug}.json"):
+            if not r["seed_offset"] or r["no_verdict"]:
+                raise ValueError(f"build/replicate/{slug}.json: must be a run of other seeds; {r['no_verdict']}")
+            replication[slug], found = {key: r[key] for key in ("code", "seed_offset", "claims")}, True
+    if found:
+        with open_for_rename(target, "w") as file:
+            json.dump(replication, file, indent=1)
+            file.write("\n")
+    return found
+
+
+def get_verdicts(results):
+    """The verdict on each judged claim, by id."""
+    return {claim["id"]: claim["verdict"] for r in results.values() for claim in r["claims"]}
+
+
+def count_verdicts(results, replication):
+    """Two sentences on all claims."""
+    verdicts = get_verdicts(results)
+    parts = [f"{list(verdicts.values()).count(verdict)} {verdict}" for verdict in VERDICTS]
+    impossible = sum(not claim.bound for claim in CLAIMS.values())
+    unmeasured = len(CLAIMS) - len(verdicts) - impossible
+    parts += [f"{impossible} that cannot be measured"] * (impossible > 0) + [f"{unmeasured} not yet measured"] * (
+        unmeasured > 0
+    )
+    text = f"{len(CLAIMS)} published claims: {', '.join(parts)}."
+    if second := get_verdicts(replication):
+        both = [claim_id for claim_id in verdicts if claim_id in second]
+        agree = sum(verdicts[claim_id] == second[claim_id] for claim_id in both)
+        text += f" Run again with other seeds, {agree} of {len(both)} verdicts are the same."
+    return text
 
 
 def get_core_minutes(r):
@@ -66,60 +145,89 @@ def get_core_minutes(r):
     return r["seconds"] * r["jobs"] / 60
 
 
-def format_figures(results, repository):
+def is_stale(slug, r, root):
+    return r["code"] != code_digest(slug, root)
+
+
+def format_figures(results, repository, root):
     """The README's table: one row a notebook."""
-    rows = [
-        "| figure | notebook | published → measured, first claims | all claims | core-minutes | |",
-        "|---|---|---|---|---:|---|",
-    ]
+    rows = ["| figure | notebook | published → measured, first claims | all claims | |", "|---|---|---|---|---|"]
     for slug, r in results.items():
         badge = f"[Colab](https://colab.research.google.com/github/{repository}/blob/main/notebooks/{slug}.ipynb)"
         shown = []
         for claim in r["claims"][:3]:
-            part = next((m for m in claim["measured"] if not m["holds"]), claim["measured"][0])
-            symbol = SYMBOLS[claim["verdict"]]
+            part = next((m for m in claim["measured"] if m["outcome"] != "holds"), claim["measured"][0])
+            symbol = VERDICTS[claim["verdict"]]
             shown.append(f"{claim['statement']}: {claim['published']} → {format_measured(part)} {symbol}")
-        held = "".join(SYMBOLS[c["verdict"]] for c in r["claims"])
-        thumbnail = f'<img src="figures/{slug}.png" width="160">'
+        verdicts = "".join(VERDICTS[c["verdict"]] for c in r["claims"]) + "–" * len(r["missing"])
+        stale = f"<br>*{STALE}*" if is_stale(slug, r, root) else ""
+        thumbnail = f'<img src="figures/{slug}.png" width="160" alt="{FIGURES[slug]}">'
         rows.append(
-            f"| {FIGURES[slug]} | [{slug}](notebooks/{slug}.ipynb)<br>{badge} | {'<br>'.join(shown)} | {held} "
-            f"| {get_core_minutes(r):.1f} | [{thumbnail}](figures/{slug}.png) |"
+            f"| {FIGURES[slug]} | [{slug}](notebooks/{slug}.ipynb)<br>{badge} | {'<br>'.join(shown)}{stale} "
+            f"| {verdicts} | [{thumbnail}](figures/{slug}.png) |"
         )
     return "\n".join(rows)
 
 
-def format_times(results):
-    """The README's table of running times."""
+def format_times(results, parameters, equal_work):
+    """The README's table of work and time; `equal_work` holds the ratio to the plain way by notebook."""
     rows = [
-        "| notebook | published | public code, two cores | ours, core-minutes | peak memory |",
-        "|---|---:|---:|---:|---:|",
+        "| notebook | published work, one seed | a seed here | seeds | core-minutes | equal work, plain over ours |",
+        "|---|---|---|---:|---:|---:|",
     ]
     for slug, r in results.items():
-        published, timed = PUBLISHED_MINUTES.get(slug, ("-", "-"))
-        rows.append(f"| {slug} | {published} | {timed} | {get_core_minutes(r):.1f} | {r['peak_memory_mib']} MiB |")
-    total = sum(map(get_core_minutes, results.values()))
-    rows.append(f"| all | | 3.9 hours | {total:.0f}, **{total / 2:.0f} minutes on two cores** | |")
+        work, knobs = WORK.get(slug, ("-", ()))
+        here = []
+        for knob in [knob for knob in knobs if knob in parameters[slug]]:
+            value = parameters[slug][knob]
+            if knob == "RECIPE":
+                knob, value = "outer steps", value["steps"]
+            elif isinstance(value, list) and len(value) > 3:
+                value = f"{len(value)} of {value[0]} to {value[-1]}"
+            elif isinstance(value, dict):
+                value = ", ".join(f"{v:,} at {k}" for k, v in value.items())
+            here.append(f"{knob.lower().replace('_', ' ')} {f'{value:,}' if isinstance(value, int) else value}")
+        ratio = f"{equal_work[slug]:.1f}" if slug in equal_work else "-"
+        rows.append(
+            f"| {slug} | {work} | {'; '.join(here) or '-'} | {len(r['seeds'])} | {get_core_minutes(r):.1f} | {ratio} |"
+        )
+    rows.append(f"| all | | | | {sum(map(get_core_minutes, results.values())):.0f} | |")
     return "\n".join(rows)
 
 
-def format_claims(results):
+def format_claims(results, replication, root):
     """REPRODUCTION.md's table: one row a claim."""
-    rows = ["| claim | published | measured, mean ± sd | criterion | verdict | notebook |", "|---|---|---|---|---|---|"]
-    judged = {claim["id"]: (slug, claim) for slug, r in results.items() for claim in r["claims"]}
+    head = ["claim", "published", "measured, mean [95% interval]", "criterion, and why", "verdict", "notebook"]
+    if replication:
+        head.insert(5, "other seeds")
+    rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    judged = {claim["id"]: claim for r in results.values() for claim in r["claims"]}
     reasons = {claim_id: reason for r in results.values() for claim_id, reason in r["missing"].items()}
+    second = {claim["id"]: claim for r in replication.values() for claim in r["claims"]}
+    stale = {slug for slug, r in results.items() if is_stale(slug, r, root)}
     for claim_id, claim in CLAIMS.items():
-        link = f"[{claim.slug}](notebooks/{claim.slug}.ipynb)"
         if claim_id in judged:
             measured = "<br>".join(
-                format_measured(m) + ("" if m["holds"] else " ✗") for m in judged[claim_id][1]["measured"]
+                f"{format_measured(m)} {SYMBOLS[m['outcome']]}" for m in judged[claim_id]["measured"]
             )
-            verdict = f"**{judged[claim_id][1]['verdict']}**"
+            measured += f"<br>*{STALE}*" if claim.slug in stale else ""
+            verdict = f"**{judged[claim_id]['verdict']}**"
         else:
-            measured, verdict = reasons.get(claim_id, "-"), "not measured"
-        rows.append(
-            f"| `{claim_id}` {claim.statement} [{claim.source}] | {claim.published} | {measured} "
-            f"| {claim.criterion} | {verdict} | {link} |"
-        )
+            measured = reasons.get(claim_id, claim.why)
+            verdict = "not measured" if claim.bound else "cannot be measured"
+        cells = [
+            f"`{claim_id}` {claim.statement} [{claim.source}]",
+            claim.published,
+            measured,
+            f"{claim.criterion}. {claim.why}" if claim.bound else claim.measure,
+            verdict,
+            f"[{claim.slug}](notebooks/{claim.slug}.ipynb)",
+        ]
+        if replication:
+            again = second.get(claim_id)
+            means = "<br>".join(format_measured(m) for m in again["measured"]) if again else ""
+            cells.insert(5, f"**{again['verdict']}**<br>{means}" if again else "-")
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
@@ -133,19 +241,107 @@ def replace_block(text, name, content):
 
 def render(root):
     """The two documents as they should stand, by name."""
-    results = read_all(root)
+    results, replication = read_all(root), read_json(root / "figures" / "replication.json")
+    parameters = read_json(root / "mnist1d" / "published.json")
+    equal_work = read_json(root / "figures" / "equal_work.json")
     readme, reproduction = (root / "README.md").read_text(), (root / "REPRODUCTION.md").read_text()
-    readme = replace_block(readme, "verdicts", count_verdicts(results))
-    readme = replace_block(readme, "figures", format_figures(results, read_repository(root)))
-    readme = replace_block(readme, "times", format_times(results))
-    reproduction = replace_block(reproduction, "verdicts", count_verdicts(results))
-    reproduction = replace_block(reproduction, "claims", format_claims(results))
+    counts = count_verdicts(results, replication)
+    readme = replace_block(readme, "verdicts", counts)
+    readme = replace_block(readme, "figures", format_figures(results, read_repository(root), root))
+    readme = replace_block(readme, "times", format_times(results, parameters, equal_work))
+    reproduction = replace_block(reproduction, "verdicts", counts)
+    reproduction = replace_block(reproduction, "claims", format_claims(results, replication, root))
     return {"README.md": readme, "REPRODUCTION.md": reproduction}
 
 
-def main():
-    for name, text in render(ROOT).items():
-        with open_for_rename(ROOT / name, "w") as file:
+def draw_part(ax, y, part, published):
+    """One row of the forest plot, on an axis of its own: its range of truth, interval, mean and published value."""
+    kind, low, high, _ = read_bound(part["bound"])
+    left, right = part["interval"] or [part["mean"]] * 2
+    ends = [end for end in (low, high, left, right) if np.isfinite(end)]
+    pad = 0.2 * (max(ends) - min(ends)) or 1.0
+    start, width = min(ends) - pad, max(ends) - min(ends) + 2 * pad
+
+    def place(value):
+        return float(np.clip((value - start) / width, 0, 1))
+
+    color = COLORS[part["outcome"]]
+    ax.barh(y, place(high) - place(low), 0.8, place(low), color="#CDE7D8", linewidth=0)
+    if kind in ("bound", "exact"):
+        for edge in {end for end in (low, high) if np.isfinite(end)}:
+            ax.plot([place(edge)] * 2, [y - 0.4, y + 0.4], color="#009E73", linewidth=0.9)
+    if published is not None:
+        ax.plot([place(published)] * 2, [y - 0.4, y + 0.4], color="#009E73", linewidth=0.9, linestyle=(0, (1, 1)))
+    ax.plot([place(left), place(right)], [y, y], color=color, linewidth=1.4, solid_capstyle="butt")
+    ax.plot(place(part["mean"]), y, "o", color=color, markersize=3.2)
+
+
+def list_rows(results):
+    """The forest plot's rows: headings (slug,), and parts (claim id, part)."""
+    rows = []
+    for slug, r in results.items():
+        if r["claims"]:
+            rows += [(slug,), *((claim["id"], part) for claim in r["claims"] for part in claim["measured"])]
+    return rows
+
+
+def draw_verdicts(results):
+    """The forest plot of all parts of all claims, in two columns."""
+    rows = list_rows(results)
+    headings = [i for i, row in enumerate(rows) if len(row) == 1]
+    half = min(headings, key=lambda i: abs(2 * i - len(rows)))
+    columns = [rows[:half], rows[half:]]
+    height = max(map(len, columns))
+    inches = 0.165 * height + 0.9
+    with plt.rc_context({**STYLE, "figure.constrained_layout.use": False}):
+        fig = plt.figure(figsize=(12.5, inches))
+        for i, column in enumerate(columns):
+            left, width = 0.5 * i + 0.165, 0.12
+            ax = fig.add_axes([left, 0.01, width, 1 - 0.8 / inches])
+            ax.set(xlim=(0, 1), ylim=(height - 0.4, -0.6))
+            ax.axis("off")
+            start = (0.5 * i + 0.012 - left) / width
+            last = None
+            for y, row in enumerate(column):
+                if len(row) == 1:
+                    ax.text(start, y, row[0], fontweight="bold", fontsize=8, va="center")
+                    continue
+                claim_id, part = row
+                band = re.match(r"(?:share )?(-?[\d.]+) ±", part["bound"])
+                draw_part(ax, y, part, float(band[1]) if band else None)
+                ax.text(start, y, claim_id if claim_id != last else "", fontsize=6.5, va="center")
+                ax.text(-0.06, y, part["part"], fontsize=6.5, va="center", ha="right")
+                ax.text(1.06, y, part["bound"], fontsize=6.5, va="center")
+                value = format_measured({**part, "part": ""})
+                ax.text(1.68, y, value, fontsize=6.5, va="center", color=COLORS[part["outcome"]])
+                last = claim_id
+        title = {"va": "top", "fontsize": 8}
+        fig.text(0.012, 1 - 0.1 / inches, "Every part of every claim measured so far", va="top", fontsize=12)
+        for x, (outcome, color) in zip((0.4, 0.45, 0.5), COLORS.items(), strict=True):
+            fig.text(x, 1 - 0.14 / inches, f"● {outcome}", color=color, **title)
+        key = (
+            "Dot and bar: mean and 95% interval. Green: where the part holds, with its bound (line) and the published "
+        )
+        fig.text(0.012, 1 - 0.38 / inches, f"{key}value (dotted). Each row has a scale of its own.", **title)
+    return fig
+
+
+def main(arguments=None, root=ROOT):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parameters", action="store_true", help="accept the notebooks' knobs as published")
+    if parser.parse_args(arguments).parameters:
+        write_parameters(root)
+        print("wrote mnist1d/published.json")
+        return 0
+    if collect_replication(root):
+        print("wrote figures/replication.json")
+    fig = draw_verdicts(read_all(root))
+    with open_for_rename(root / "figures" / "verdicts.png") as file:
+        fig.savefig(file, format="png", dpi=150, metadata={"Software": None})
+    plt.close(fig)
+    print("wrote figures/verdicts.png")
+    for name, text in render(root).items():
+        with open_for_rename(root / name, "w") as file:
             file.write(text)
         print(f"wrote {name}")
     return 0

@@ -1,8 +1,8 @@
-"""What `nn.Conv1d`, `nn.Conv2d` and `nn.GRU` compute, arranged for many small models on a CPU.
+"""What torch's convolutions, pools, linear layers and `nn.GRU` compute, arranged for many small models on a CPU.
 
 The parameters and results are those of torch's layers, to rounding; only the order in memory is another:
 it runs along the examples of a batch, the longest axis. A layer that a kernel does not cover (dilation,
-groups, padding modes, unequal strides, an initial state) runs as torch wrote it.
+groups, padding modes, unequal strides, padded pooling, an initial state) runs as torch wrote it.
 """
 
 from contextlib import contextmanager
@@ -62,6 +62,53 @@ class _Windows(Function):
     @staticmethod
     def vmap(info, in_dims, x, *geometry):
         return _Windows.apply(x.movedim(in_dims[0], 0), *geometry), 0
+
+
+class _Pool(Function):
+    """The maximum or the mean of every window: (channel, position, example) to (channel, window, example)."""
+
+    @staticmethod
+    def get_taps(length, size, stride):
+        n = (length - size) // stride + 1
+        return [slice(tap, tap + (n - 1) * stride + 1, stride) for tap in range(size)]
+
+    @staticmethod
+    def forward(x, size, stride, take_maximum):
+        first, *others = (x[..., at, :] for at in _Pool.get_taps(x.shape[-2], size, stride))
+        out, larger = first, []  # for each further tap: where it is above all before it
+        for tap in others:
+            if take_maximum:
+                larger.append(tap > out)
+            out = torch.maximum(out, tap) if take_maximum else out + tap
+        return (out if take_maximum and others else out / size), *larger
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, *ctx.geometry = inputs
+        ctx.shape = x.shape
+        ctx.save_for_backward(*output[1:])
+        ctx.mark_non_differentiable(*output[1:])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad, *_):
+        size, stride, take_maximum = ctx.geometry
+        first, *others = _Pool.get_taps(ctx.shape[-2], size, stride)
+        is_tiled = stride == size and ctx.shape[-2] % size == 0  # every position lies in one window
+        grad_x = grad.new_empty(ctx.shape) if is_tiled else grad.new_zeros(ctx.shape)
+        write = torch.Tensor.copy_ if is_tiled else torch.Tensor.add_
+        grad = grad if take_maximum else grad / size
+        for at, larger in zip(reversed(others), reversed(ctx.saved_tensors or [None] * len(others)), strict=True):
+            part = grad if larger is None else grad * larger
+            write(grad_x[..., at, :], part)
+            grad = grad if larger is None else grad - part
+        write(grad_x[..., first, :], grad)
+        return grad_x, None, None, None
+
+    @staticmethod
+    def vmap(info, in_dims, x, size, stride, take_maximum):
+        outs = _Pool.apply(x.movedim(in_dims[0], 0), size, stride, take_maximum)
+        return outs, (0,) * len(outs)
 
 
 class _RowConvolution(Function):
@@ -245,6 +292,30 @@ def _convolve2d(layer, x):
     return out.permute(3, 1, 0, 2)
 
 
+def _apply_linear(layer, x):
+    """`nn.Linear` on what convolutions put out, flattened: its gradient then lies in memory as they need it."""
+    if x.ndim != 2 or x.stride(0) != 1 or x.stride(1) == 1:
+        return type(layer).forward(layer, x)
+    out = layer.weight @ x.permute(1, 0)
+    return (out if layer.bias is None else out + layer.bias[:, None]).permute(1, 0)
+
+
+def _pool1d(layer, x):
+    """`nn.MaxPool1d` or `nn.AvgPool1d` on x (example, channel, position)."""
+    size, stride = (n[0] if isinstance(n, tuple) else n for n in (layer.kernel_size, layer.stride))
+    if x.ndim != 3 or x.is_complex() or x.shape[-1] < size:
+        return type(layer).forward(layer, x)
+    out, *_ = _Pool.apply(x.permute(1, 2, 0), size, stride, type(layer) is nn.MaxPool1d)
+    return out.permute(2, 0, 1)
+
+
+def _is_plain_pool(layer):
+    zero = (0, (0,))
+    if type(layer) is nn.MaxPool1d:
+        return layer.padding in zero and layer.dilation in (1, (1,)) and not (layer.ceil_mode or layer.return_indices)
+    return type(layer) is nn.AvgPool1d and layer.padding in zero and not layer.ceil_mode
+
+
 def _run_gru(layer, x, hx=None):
     """`nn.GRU` on x (time, example, feature) or, with batch_first, (example, time, feature)."""
     if hx is not None or not isinstance(x, torch.Tensor) or x.ndim != 3:
@@ -285,6 +356,10 @@ def find_layers(module):
             found.append((layer, _convolve1d))
         elif type(layer) is nn.Conv2d and _is_plain(layer):
             found.append((layer, _convolve2d))
+        elif type(layer) is nn.Linear:
+            found.append((layer, _apply_linear))
+        elif _is_plain_pool(layer):
+            found.append((layer, _pool1d))
         elif type(layer) is nn.GRU and layer.bias and not layer.dropout:
             found.append((layer, _run_gru))
     return found

@@ -8,17 +8,19 @@ A recording knows nothing of Python: whoever replays one must compare it with th
 """
 
 import functools
+from contextlib import nullcontext
 
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 __all__ = ["RefusedError", "Replay"]
 
 aten = torch.ops.aten
 EMPTY = {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default}
 ZEROS = {aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default}
+WITHOUT_OUT = {aten.native_batch_norm.default}  # its out variant takes no notice of the output's strides
 COPIES = {aten.clone.default, aten._to_copy.default}
 UNKNOWN_SHAPE = torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output
 VALUE_READS = {"numpy", "tolist", "item", "__array__", "__bool__", "__float__", "__int__", "__index__", "__complex__"}
@@ -90,6 +92,10 @@ class _Recorder(TorchDispatchMode):
         return out
 
 
+def _is_random(call):
+    return torch.Tag.nondeterministic_seeded in call.function.tags
+
+
 def _select(calls, results):
     """The calls that a replay must repeat: no views, nothing that is not used or is the same every time."""
     made = set().union(*(call.makes for call in calls))
@@ -101,12 +107,46 @@ def _select(calls, results):
     changed = results.union(*(call.changes for call in used))
     constant, selected = set(), []
     for call in reversed(used):
-        is_random = torch.Tag.nondeterministic_seeded in call.function.tags
-        if call.reads <= constant and not (is_random or call.changes or call.makes & changed):
+        if call.reads <= constant and not (_is_random(call) or call.changes or call.makes & changed):
             constant |= call.makes
         else:
             selected.append(call)
     return selected
+
+
+def _can_overwrite(call, tensor):
+    """Whether an operation goes through this argument and its output number by number, side by side."""
+    together = [t for t in _get_tensors((call.args, call.kwargs)) if _get_address(t) == _get_address(tensor)]
+    is_elementwise = torch.Tag.pointwise in call.function.tags and len(call.outputs) == 1
+    return is_elementwise and all(_get_layout(t)[1:] == _get_layout(call.outputs[0])[1:] for t in together)
+
+
+def _plan_memory(calls, results):
+    """Where to put what the calls make: address to storage.
+
+    What is not needed any more gives its memory to what comes next, and an elementwise operation writes over
+    its argument, so that the same memory is used again while it is in the cache.
+    """
+    last = {address: i for i, call in enumerate(calls) for address in call.reads | call.makes}
+    last |= dict.fromkeys(results)  # for ever
+    place, free = {}, []
+    for i, call in enumerate(calls):
+        ending = {address for address in call.reads & place.keys() if last[address] == i}
+        for tensor in _get_tensors(call.outputs):
+            address, storage = _get_address(tensor), tensor.untyped_storage()
+            if address not in call.makes or address in place:
+                continue
+            over = [_get_address(t) for t in _get_tensors(call.args) if _can_overwrite(call, t)]
+            over = [a for a in over if a in ending]
+            fitting = [s for s in free if s.device == storage.device and s.nbytes() >= storage.nbytes()]
+            if over:
+                place[address] = place[over[0]]
+                ending.remove(over[0])
+            else:
+                place[address] = min(reversed(fitting), key=lambda s: s.nbytes(), default=storage)
+                free = [s for s in free if s is not place[address]]
+        free += [place[address] for address in ending | {a for a in call.makes if last[a] == i}]
+    return place
 
 
 @functools.cache
@@ -132,20 +172,24 @@ def _copy_results(outputs, function, *args, **kwargs):
             output.copy_(result)
 
 
-def _make_step(call):
-    """A function without arguments that repeats a call."""
-    args, kwargs, outputs = call.args, call.kwargs, call.outputs
+def _make_step(call, move, draws):
+    """A function without arguments that repeats a call, its tensors moved to their places."""
+    args, kwargs, outputs = tree_map_only(torch.Tensor, move, (call.args, call.kwargs, call.outputs))
+    if draws is not None and _is_random(call):
+        if call.changes:
+            return functools.partial(draws.run, call.function, *args, **kwargs)
+        return functools.partial(_copy_results, outputs, draws.run, call.function, *args, **kwargs)
     if call.changes and not call.makes:
-        return functools.partial(call.function, *args, **kwargs)
+        return functools.partial(call.function._op, *args, **kwargs)
     if call.function in ZEROS:
         return outputs[0].zero_
     if call.function in COPIES:
         return functools.partial(outputs[0].copy_, args[0])
     variant = _find_out_variant(call.function)
-    if variant is None or any(output is None for output in outputs):
+    if variant is None or call.function in WITHOUT_OUT or any(output is None for output in outputs):
         return functools.partial(_copy_results, outputs, call.function, *args, **kwargs)
     operation, names = variant
-    return functools.partial(operation, *args, **kwargs, **dict(zip(names, outputs, strict=True)))
+    return functools.partial(operation._op, *args, **kwargs, **dict(zip(names, outputs, strict=True)))
 
 
 class Replay:
@@ -156,6 +200,8 @@ class Replay:
     function : callable
         Of `inputs`; returns a list of tensors. What else it reads or changes must stay in place.
     inputs : tuple of Tensor
+    draws : Draws, optional
+        Gives every model its own random numbers, where the function draws any.
 
     Attributes
     ----------
@@ -168,7 +214,7 @@ class Replay:
         If the function reads values, or makes tensors whose shapes depend on the data.
     """
 
-    def __init__(self, function, *inputs):
+    def __init__(self, function, *inputs, draws=None):
         # An axis that all models share is stored once.
         self.inputs = [t[:1].clone().expand_as(t) if t.stride(0) == 0 else t.clone() for t in inputs]
         if inputs[0].is_cuda:
@@ -176,11 +222,24 @@ class Replay:
             with torch.cuda.graph(self.graph):
                 self.results = function(*self.inputs)
             return
-        with _Recorder() as recorder, _Reads():
+        with draws or nullcontext(), _Recorder() as recorder, _Reads():
             self.results = function(*self.inputs)
         self.graph = None
-        calls = _select(recorder.calls, {_get_address(t) for t in self.results})
-        self.steps = [_make_step(call) for call in calls if call.function not in EMPTY]
+        addresses = {_get_address(t) for t in self.results}
+        calls = _select(recorder.calls, addresses)
+        place = _plan_memory(calls, addresses)
+
+        def move(tensor):
+            if _get_address(tensor) not in place:
+                return tensor
+            moved = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+            moved.set_(place[_get_address(tensor)], tensor.storage_offset(), tensor.shape, tensor.stride())
+            moved = moved.conj() if tensor.is_conj() else moved
+            return torch._neg_view(moved) if tensor.is_neg() else moved
+
+        with torch.no_grad():
+            self.steps = [_make_step(call, move, draws) for call in calls if call.function not in EMPTY]
+            self.results = [move(result) for result in self.results]
 
     @torch.no_grad()
     def __call__(self, *inputs):

@@ -6,6 +6,7 @@ cannot (a module reads values, `vmap` does not know an operation, the results di
 """
 
 import copy
+import functools
 import os
 import random
 import warnings
@@ -75,26 +76,66 @@ def _copy_module(module):
     return copy.deepcopy(module, memo)
 
 
-def _get_python_state(module):
-    """The numbers, words and truth values in a module's attributes, which a recording would never see change."""
-    plain = (int, float, str, bool, complex, type(None))
+@contextmanager
+def _keep_attributes(modules):
+    """Leave what the modules hold in their attributes, their modes included, as it was."""
+    saved = [(part, dict(vars(part))) for module in modules for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, values in saved:
+            vars(part).clear()
+            vars(part).update(values)
 
-    def freeze(value, depth=2):
-        if isinstance(value, plain):
-            return value
-        if depth and isinstance(value, (list, tuple)):
-            return tuple(freeze(v, depth - 1) for v in value[:100])
-        if depth and isinstance(value, dict):
-            return tuple((str(k), freeze(v, depth - 1)) for k, v in list(value.items())[:100])
-        return id(type(value))
 
+def _freeze(value, depth=2):
+    """A comparable picture of what a value holds in Python: numbers, words, truth values, containers of them."""
+    if isinstance(value, (int, float, str, bool, complex, type(None), np.number)):
+        return value
+    if depth and isinstance(value, (list, tuple)):
+        return tuple(_freeze(v, depth - 1) for v in value[:100])
+    if depth and isinstance(value, dict):
+        return tuple((str(k), _freeze(v, depth - 1)) for k, v in list(value.items())[:100])
+    if isinstance(value, nn.Module):
+        return _freeze_module(value)
+    if isinstance(value, np.ndarray) and value.size <= 100:
+        return value.tobytes()
+    if depth and hasattr(value, "__dict__") and not isinstance(value, (type, torch.Tensor)) and not callable(value):
+        return _freeze(vars(value), depth - 1)
+    return id(value)
+
+
+def _freeze_module(module):
     skip = {"_parameters", "_buffers", "_modules", "forward"}
-    return [
-        (name, freeze(value))
+    return tuple(
+        (name, _freeze(value, 1))
         for part in module.modules()
         for name, value in vars(part).items()
-        if name not in skip and not name.endswith("_hooks")
-    ]
+        if name not in skip and not name.endswith("_hooks") and not isinstance(value, (nn.Module, torch.Tensor))
+    )
+
+
+def _freeze_function(function):
+    """What a function may read besides its arguments: its closure, the globals that it names, its object."""
+    if isinstance(function, functools.partial):
+        return _freeze_function(function.func), _freeze((function.args, function.keywords))
+    if isinstance(function, nn.Module):
+        return _freeze_module(function)
+    if (getattr(function, "__module__", None) or "").partition(".")[0] == "torch":
+        return id(function)
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return _freeze(getattr(function, "__self__", None)), _freeze(getattr(function, "__dict__", None))
+    cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
+    read = [function.__globals__[name] for name in code.co_names if name in function.__globals__]
+    return tuple(_freeze(value) for value in [*cells, *read, getattr(function, "__self__", None)])
+
+
+def _is_filled(cell):
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
+        return False
 
 
 def _is_close(ours, plain, scale=None):
@@ -192,9 +233,9 @@ class Stack:
         self.grads = dict.fromkeys(self.params)
         self.stacked = None
         self._template = self._layers = None
-        self._is_random, self._was_evaluated, self._evaluates_together = False, False, True
+        self._draws, self._was_evaluated, self._evaluates_together = None, False, True
         self._replay = os.environ.get("MNIST1D_REPLAY", "1") != "0" if replay is None else replay
-        self._recordings, self._since_check, self.checked = {}, 0, 0
+        self._recordings, self._since_check, self.checked, self._outside = {}, 0, 0, None
         self._make_optimizers(optimizer, learning_rate, momentum, weight_decay)
 
     def __len__(self):
@@ -264,42 +305,31 @@ class Stack:
         self._rng[:] = [s.clone() for s in state["random"]]
 
     def __getstate__(self):
-        """Without recordings, which another process makes anew."""
-        return {**self.__dict__, "_recordings": {}}
+        """Without recordings, which whoever reads it makes anew."""
+        return {**self.__dict__, "_recordings": {}, "_batch": None, "_since_check": 0}
+
+    def __setstate__(self, state):
+        self.__dict__ = state
+        if self._draws is not None:
+            self._draws = Draws(self._rng)
+        for getter, stacked in (("named_parameters", self.params), ("named_buffers", self.buffers)):
+            for i, module in enumerate(self.modules):
+                for name, own in getattr(module, getter)():
+                    if name in stacked:
+                        own.data = stacked[name].detach()[i]
 
     # Optimiser ---------------------------------------------------------------------------------------------------
 
     def _make_optimizers(self, optimizer, learning_rate, momentum, weight_decay):
-        own_rates = np.ndim(learning_rate) > 0
-        if own_rates and len(learning_rate) != len(self):
+        if np.ndim(learning_rate) and len(learning_rate) != len(self):
             raise ValueError(f"learning_rate: {len(learning_rate)} rates for {len(self)} seeds; must be one each")
-        if isinstance(optimizer, str):
-            if optimizer not in ("adam", "sgd"):
-                raise ValueError(f"optimizer={optimizer!r}: must be 'adam', 'sgd' or a callable of parameters")
-            real = all(p.is_floating_point() for p in self.params.values())
-            options = {"weight_decay": weight_decay, "fused": real or None}
-            options |= {"momentum": momentum} if optimizer == "sgd" else {}
-            kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[optimizer]
-
-            def optimizer(params, i=0):
-                return kind(params, lr=float(np.broadcast_to(learning_rate, len(self))[i]), **options)
-
-            self._build_optimizer = optimizer
-        else:
-            make = optimizer
-
-            def optimizer(params, i=0):
-                opt = make(params)
-                if own_rates:
-                    for group in opt.param_groups:
-                        group["lr"] = float(learning_rate[i])
-                return opt
-
-            self._build_optimizer = optimizer
-        first = self._build_optimizer(self._own_parameters(0))
+        if isinstance(optimizer, str) and optimizer not in ("adam", "sgd"):
+            raise ValueError(f"optimizer={optimizer!r}: must be 'adam', 'sgd' or a callable of parameters")
+        self._optimizer = optimizer, learning_rate, momentum, weight_decay
+        first = self._build_optimizer(0)
         if not isinstance(first, torch.optim.Optimizer):
             raise ValueError(f"optimizer: made a {type(first).__name__}; must make a torch.optim.Optimizer")
-        self._elementwise = type(first) in ELEMENTWISE and not own_rates
+        self._elementwise = type(first) in ELEMENTWISE and not np.ndim(learning_rate)
         if self._elementwise:
             whole = {id(p): self.params[name] for name, p in self.modules[0].named_parameters()}
             groups = [{**g, "params": [whole[id(p)] for p in g["params"]]} for g in first.param_groups]
@@ -308,13 +338,25 @@ class Stack:
             self._split_optimizers()
         self._rates = [[group["lr"] for group in opt.param_groups] for opt in self.optimizers]
 
-    def _own_parameters(self, i):
-        return [p for p in self.modules[i].parameters() if p.requires_grad]
+    def _build_optimizer(self, i):
+        """The optimiser of model i alone."""
+        optimizer, learning_rate, momentum, weight_decay = self._optimizer
+        params = [p for p in self.modules[i].parameters() if p.requires_grad]
+        rate = float(learning_rate[i]) if np.ndim(learning_rate) else learning_rate
+        if not isinstance(optimizer, str):
+            opt = optimizer(params)
+            for group in getattr(opt, "param_groups", []) if np.ndim(learning_rate) else []:
+                group["lr"] = rate
+            return opt
+        fused = all(p.is_floating_point() for p in params) or None
+        if optimizer == "sgd":
+            return torch.optim.SGD(params, lr=rate, momentum=momentum, weight_decay=weight_decay, fused=fused)
+        return torch.optim.Adam(params, lr=rate, weight_decay=weight_decay, fused=fused)
 
     def _split_optimizers(self):
         """One optimiser for each model, over views of its parameters."""
         self._elementwise = False
-        self.optimizers = [self._build_optimizer(self._own_parameters(i), i) for i in range(len(self))]
+        self.optimizers = [self._build_optimizer(i) for i in range(len(self))]
         self._rates = [[group["lr"] for group in opt.param_groups] for opt in self.optimizers]
 
     def step(self, factor=1.0):
@@ -414,7 +456,10 @@ class Stack:
             out = functional_call(_Objective(self._template, function), state, batch)
             return out, {name: state[f"module.{name}"] for name in buffers}
 
-        with swapped(self._layers):
+        with swapped(self._layers), warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "There is a performance drop", UserWarning
+            )  # vmap's, of a loop of its own
             if len(self) > 1:
                 return vmap(one, randomness="different")(params, buffers, *batch)
             first = [{name: t[0] for name, t in d.items()} for d in (params, buffers)]
@@ -447,12 +492,14 @@ class Stack:
                     buffer.copy_(after[name].detach())
         self._used = [name for name, grad in zip(trained, grads, strict=True) if grad is not None]
         grads = [grad for grad in grads if grad is not None]
-        return [losses.detach(), *(grad.contiguous() for grad in grads)]
+        return [losses.detach(), *(grad.resolve_conj().resolve_neg().contiguous() for grad in grads)]
+
+    def _get_python_state(self):
+        """What a recording would never see change."""
+        return _freeze_module(self._template), _freeze_function(self.objective or self.loss)
 
     def _run_together(self, batch):
-        if not self._is_random:
-            return self._backward_together(*batch)
-        with Draws(self._rng):
+        with self._draws or nullcontext():
             return self._backward_together(*batch)
 
     def _keep(self, results):
@@ -483,22 +530,51 @@ class Stack:
         self.stacked = False
         if self._template is None:
             return self._explain(reason, losses)
-        self._is_random = any(not torch.equal(a, b) for a, b in zip(before[1], after[1], strict=True))
+        if any(not torch.equal(a, b) for a, b in zip(before[1], after[1], strict=True)):
+            self._draws = Draws(self._rng)
         self._restore_inner(before)
         try:
-            together = self._run_together(batch)
-            same = self._used == names and self._agree(together, plain)
-            same &= all(_is_close(self.buffers[k], t) for k, t in after[0].items())
-            same &= not self._is_random or all(torch.equal(a, b) for a, b in zip(self._rng, after[1], strict=True))
+            with _keep_attributes([self._template]):
+                python = self._get_python_state()
+                together = self._run_together(batch)
+                if self._get_python_state() != python:
+                    raise RefusedError("the module counts or remembers in Python")
+            same = self._used == names
+            same &= self._agree(together, plain, self.buffers, after[0]) or self._agree_in_double(batch)
+            same &= all(torch.equal(a, b) for a, b in zip(self._rng, after[1], strict=True))
             reason = "computed together, the models give other numbers than one by one"
         except Exception as error:  # whatever a module does that vmap cannot; the plain way has just worked
-            same, reason = False, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            same, reason = False, str(error).strip().splitlines()[0] or type(error).__name__
         if not same:
             self._restore_inner(after)
             return self._explain(reason, losses)
         self._restore_inner(before)
         self.stacked = True
         return self.backward(*batch)
+
+    def _agree_in_double(self, batch):
+        """Whether the two ways agree in double precision, so that what lay between them was rounding alone.
+
+        Gradients that nearly cancel, as those of a contrastive loss do before training, round by per mille.
+        """
+        if not any(p.dtype == torch.float32 for p in self.params.values()):
+            return False
+        twin = copy.copy(self)
+        twin._rng = [state.clone() for state in self._rng]
+        twin._draws = None if self._draws is None else Draws(twin._rng)
+        twin.modules = [_copy_module(module).double() for module in self.modules]
+        twin.params, twin.buffers = twin._stack("named_parameters"), twin._stack("named_buffers")
+        twin._template = _copy_module(twin.modules[0])
+        twin._layers = find_layers(twin._template)
+        batch = [t.double() if t.is_floating_point() else t for t in batch]
+        before = twin._save_inner()
+        try:
+            losses = twin._backward_plain(batch)
+            plain, after = [losses, *(g for g in twin.grads.values() if g is not None)], twin._save_inner()
+            twin._restore_inner(before)
+            return twin._agree(twin._run_together(batch), plain, twin.buffers, after[0])
+        except RuntimeError:  # a module or loss that knows single precision only
+            return False
 
     def _explain(self, reason, losses):
         if len(self) > 1:
@@ -508,11 +584,19 @@ class Stack:
             self._split_optimizers()
         return losses
 
-    def _agree(self, ours, plain):
+    def _agree(self, ours, plain, our_buffers, plain_buffers):
+        """Whether losses, gradients and buffers are the same to rounding, of all models that have not diverged."""
+        alive = plain[0].isfinite()
+        ours, plain = [t[alive] for t in ours], [t[alive] for t in plain]
+        if not alive.any():
+            return True
         # A gradient that is zero but for rounding is compared with the largest of its model.
-        scale = torch.stack([g.abs().flatten(1).amax(1) for g in plain[1:] if g[0].numel()]).amax(0)
-        return _is_close(ours[0], plain[0]) and all(
-            _is_close(a, b, 0.01 * scale.to(b.real.dtype)) for a, b in zip(ours[1:], plain[1:], strict=True)
+        scale = torch.stack([g.abs().flatten(1).amax(1).double() for g in plain[1:] if g[0].numel()]).amax(0)
+        pairs = zip(ours[1:], plain[1:], strict=True)
+        return (
+            _is_close(ours[0], plain[0])
+            and all(_is_close(a, b, 0.01 * scale.to(b.real.dtype)) for a, b in pairs)
+            and all(_is_close(our_buffers[name][alive], t[alive]) for name, t in plain_buffers.items())
         )
 
     def _backward_replayed(self, batch):
@@ -521,26 +605,32 @@ class Stack:
         if key in self._recordings:
             self._recordings[key][1] += 1
             replay, uses = self._recordings[key]
-            if uses > 2 and uses % CHECK_EVERY:
+            outside = _freeze_function(self.objective or self.loss)
+            has_changed, self._outside = outside != self._outside, outside
+            if uses > 2 and uses % CHECK_EVERY and not has_changed:
                 self._since_check += 1
                 return replay(*batch)
+            if has_changed:  # whatever it means, until now the replays were right
+                self._since_check = 0
         elif len(self._recordings) >= MAX_RECORDINGS:
             return self._stop_replay("batches come in too many shapes", self._run_together(batch))
-        before, python = self._save_inner(), _get_python_state(self._template)
+        before, python = self._save_inner(), self._get_python_state()
+        self._outside = python[1]
         plain = self._run_together(batch)
         after = self._save_inner()
-        if _get_python_state(self._template) != python:
+        if self._get_python_state() != python:
             return self._stop_replay("the module counts or remembers in Python", plain)
         self._restore_inner(before)
         try:
             if key not in self._recordings:
-                self._recordings[key] = [Replay(self._backward_together, *batch), 0]
+                self._recordings[key] = [Replay(self._backward_together, *batch, draws=self._draws), 0]
                 self._restore_inner(before)
             results = self._recordings[key][0](*batch)
         except RefusedError as error:
             self._restore_inner(after)
             return self._stop_replay(str(error), plain)
-        same = self._agree(results, plain) and all(_is_close(self.buffers[k], t) for k, t in after[0].items())
+        same = self._agree(results, plain, self.buffers, after[0])
+        same &= all(torch.equal(a, b) for a, b in zip(self._rng, after[1], strict=True))
         if same:
             self._since_check, self.checked = 0, self.checked + 1
             return results
@@ -583,7 +673,7 @@ class Stack:
             return self._decide(batch)
         if not self.stacked:
             return self._backward_plain(batch)
-        if self._replay and not self._is_random:
+        if self._replay:
             return self._keep(self._backward_replayed(batch)).clone()
         return self._keep(self._run_together(batch))
 
@@ -596,6 +686,25 @@ class Stack:
                 self._rng[i] = torch.get_rng_state()
                 self._sync_buffers(i)
         return tree_map(lambda *parts: torch.stack([torch.as_tensor(part) for part in parts]), *outs)
+
+    def _evaluate(self, function, batch, saved):
+        """All models together if that works and, the first time, gives what they give one by one."""
+        if not self._evaluates_together or not self.stacked:
+            return self._evaluate_plain(function, batch)
+        self._template.eval()
+        try:
+            with self._draws or nullcontext():
+                together, _ = self._call(function, self.params, copy.deepcopy(self.buffers), *batch)
+        except Exception:  # whatever vmap cannot; the plain way tells whether it is the user's error
+            self._evaluates_together = False
+            return self._evaluate_plain(function, batch)
+        if not self._was_evaluated:
+            self._restore_inner(saved)
+            plain = self._evaluate_plain(function, batch)
+            pairs = zip(tree_leaves(together), tree_leaves(plain), strict=True)
+            self._was_evaluated, self._evaluates_together = True, all(_is_close(a, b) for a, b in pairs)
+            return together if self._evaluates_together else plain
+        return together
 
     @torch.no_grad()
     def evaluate(self, function, *batch):
@@ -611,28 +720,9 @@ class Stack:
         -------
         Tensor, shape (seed, ...), or the structure of such
         """
-        training = [[part.training for part in module.modules()] for module in self.modules]
         saved = self._save_inner()
         try:
-            if not self._evaluates_together or not self.stacked:
-                return self._evaluate_plain(function, batch)
-            self._template.eval()
-            try:
-                with Draws(self._rng) if self._is_random else nullcontext():
-                    together, _ = self._call(function, self.params, copy.deepcopy(self.buffers), *batch)
-            except Exception:  # whatever vmap cannot; the plain way tells whether it is the user's error
-                self._evaluates_together = False
-                return self._evaluate_plain(function, batch)
-            if not self._was_evaluated:
-                self._restore_inner(saved)
-                plain = self._evaluate_plain(function, batch)
-                pairs = zip(tree_leaves(together), tree_leaves(plain), strict=True)
-                self._was_evaluated, self._evaluates_together = True, all(_is_close(a, b) for a, b in pairs)
-                return together if self._evaluates_together else plain
-            return together
+            with _keep_attributes([*self.modules, *([self._template] if self._template else [])]):
+                return self._evaluate(function, batch, saved)
         finally:
             self._restore_inner(saved)
-            copies = [*self.modules, self._template or nn.Module()]
-            for module, modes in zip(copies, [*training, training[0]], strict=True):
-                for part, mode in zip(module.modules(), modes, strict=False):
-                    part.training = mode

@@ -1,0 +1,390 @@
+"""The engine at its edges: what it refuses, notices, keeps and restores."""
+
+import copy
+import inspect
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mnist1d import make_dataset, models
+from mnist1d.engine import ReplayError, Stack
+from mnist1d.models import CNN, GRU, MLP, MODELS, Logistic, count_parameters
+from mnist1d.training import batches, fit, split_tensors, train
+
+SEEDS = [0, 1]
+
+
+@pytest.fixture(scope="module")
+def data():
+    return make_dataset({"num_samples": 500, "seed": 1})
+
+
+def draw(n_seeds=2, n=20, steps=5):
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(steps, n_seeds, n, 40, generator=rng)
+    return list(zip(x, torch.randint(10, (steps, n_seeds, n), generator=rng), strict=True))
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("logistic", 410), ("MLP", 15_210), ("CNN", 5_210), ("GRU", 5_134)])
+def test_the_models_of_table_1_have_the_published_parameters(name, parameters):
+    assert count_parameters(MODELS[name]()) == parameters
+
+
+def test_the_models_are_short():
+    assert len(inspect.getsource(models).splitlines()) < 80
+
+
+@pytest.mark.parametrize("replay", [True, False])
+@pytest.mark.parametrize("n_seeds", [1, 3])
+@pytest.mark.parametrize("build", [Logistic, MLP, CNN, GRU])
+def test_the_models_train_as_in_a_plain_loop(build, n_seeds, replay, data):
+    x, y = (torch.as_tensor(data[key], dtype=dtype) for key, dtype in (("x", torch.float32), ("y", torch.int64)))
+    final = []
+    for seed in range(n_seeds):
+        torch.manual_seed(seed)
+        model = build()
+        opt = torch.optim.Adam(model.parameters(), lr=1e-3)
+        for step in range(6):
+            rows = torch.arange(step * 50, step * 50 + 50) % 400
+            opt.zero_grad()
+            F.cross_entropy(model(x[rows]), y[rows]).backward()
+            opt.step()
+        final.append(list(model.parameters()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        stack, _ = fit(build, data, n_seeds, steps=6, batch_size=50, learning_rate=1e-3, replay=replay)
+    assert stack.stacked and bool(stack._recordings) == replay
+    for ours, plain in zip(stack.params.values(), zip(*final, strict=True), strict=True):
+        torch.testing.assert_close(ours.detach(), torch.stack(plain).detach(), rtol=1e-3, atol=2e-5)
+
+
+class Noisy(nn.Sequential):
+    """Batch norm and dropout, which know training from evaluation."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(40, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Dropout(0.5), nn.Linear(20, 10))
+
+
+def test_evaluation_is_in_evaluation_mode_and_changes_nothing(data):
+    stack, history = fit(Noisy, data, SEEDS, steps=7, batch_size=50, eval_every=1)
+    assert stack.buffers["1.num_batches_tracked"].tolist() == [7, 7]
+    _, rare = fit(Noisy, data, SEEDS, steps=7, batch_size=50, eval_every=7)
+    for name in history:
+        np.testing.assert_array_equal(history[name][:, -1], rare[name][:, -1])
+    x = torch.as_tensor(data["x_test"], dtype=torch.float32)
+    for i in range(2):
+        right = stack.get_module(i).eval()(x).argmax(1).numpy() == data["y_test"]
+        assert history["test_acc"][i, -1] == pytest.approx(100 * right.mean())
+
+
+def test_a_seed_draws_the_same_in_any_company(data):
+    options = {"steps": 6, "batch_size": 50, "eval_every": 3, "order": "shuffled"}
+    together, alone = train(Noisy, data, [4, 5], **options), train(Noisy, data, [5], **options)
+    np.testing.assert_allclose(together["train_loss"][1], alone["train_loss"][0], rtol=1e-4)
+
+
+def test_python_and_numpy_are_seeded_and_the_global_state_stays(data):
+    def build():
+        model = nn.Linear(40, 10)
+        model.gain = nn.Parameter(torch.tensor(np.random.rand(), dtype=torch.float32))
+        return model
+
+    before = np.random.get_state()[1].copy(), torch.get_rng_state()
+    stacks = [Stack(build, SEEDS) for _ in range(2)]
+    assert torch.equal(stacks[0].params["gain"], stacks[1].params["gain"])
+    assert len(set(stacks[0].params["gain"].tolist())) == 2
+    assert (np.random.get_state()[1] == before[0]).all() and torch.equal(torch.get_rng_state(), before[1])
+
+
+def test_frozen_parameters_stay(data):
+    def build():
+        model = MLP()
+        model.linear1.requires_grad_(False)
+        return model
+
+    stack, _ = fit(build, data, SEEDS, steps=5, batch_size=50, weight_decay=0.1)
+    assert torch.equal(stack.params["linear1.weight"], Stack(build, SEEDS).params["linear1.weight"])
+    assert not torch.equal(stack.params["linear2.weight"], Stack(build, SEEDS).params["linear2.weight"])
+
+
+def test_targets_keep_their_dtype():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 40))
+    data = {"x": x, "y": x[:, :1] * 3 - 9.54, "x_test": x[:20], "y_test": x[:20, :1] * 3 - 9.54}
+    history = train(lambda: nn.Linear(40, 1), data, SEEDS, loss=F.mse_loss, steps=400, batch_size=60, learning_rate=0.3)
+    assert history.keys() == {"train_loss", "test_loss"}
+    assert (history["test_loss"][:, -1] < 1e-3).all()
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda out, y: F.cross_entropy(out, y, reduction="none"), "shape \\(20,\\); must return a scalar"),
+        (lambda out, y: 1.0, "returned 1.0"),
+        (lambda out, y: out.detach().sum(), "does not depend on any parameter"),
+    ],
+)
+def test_a_loss_that_is_no_scalar_is_refused_before_the_first_step(loss, message):
+    stack = Stack(MLP, SEEDS, loss=loss)
+    before = copy.deepcopy(stack.params)
+    with pytest.raises(ValueError, match=message):
+        stack.backward(*draw()[0])
+    assert all(torch.equal(stack.params[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizer": "adagrad"}, "optimizer='adagrad'"),
+        ({"optimizer": lambda p: None}, "optimizer: made a NoneType"),
+        ({"learning_rate": [0.1, 0.2, 0.3]}, "learning_rate: 3 rates for 2 seeds"),
+        ({"state": {"nothing": torch.zeros(2)}}, "state: has 'nothing'"),
+        ({"state": {"linear.bias": torch.zeros(10)}}, "one value per seed in front"),
+    ],
+)
+def test_bad_arguments_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        Stack(Logistic, SEEDS, **options)
+
+
+def test_one_models_state_is_not_spread_over_all():
+    with pytest.raises(ValueError, match="one value per seed"):
+        Stack(MLP, SEEDS, state=dict(MLP().state_dict()))
+    with pytest.raises(ValueError, match="must return a torch"):
+        Stack(lambda: 3, SEEDS)
+    sizes = iter([3, 4])
+    with pytest.raises(ValueError, match="not alike in all copies"):
+        Stack(lambda: nn.Linear(next(sizes), 1), SEEDS)
+
+
+def test_each_model_has_its_own_learning_rate():
+    stack = Stack(Logistic, [0, 0], learning_rate=[0.1, 0.0], optimizer="sgd")
+    before = stack.params["linear.weight"].detach().clone()
+    for x, y in draw(steps=3):
+        stack.backward(x, y)
+        stack.step()
+    assert torch.equal(stack.params["linear.weight"][1], before[1])
+    alone = Stack(Logistic, [0], learning_rate=0.1, optimizer="sgd")
+    for x, y in draw(steps=3):
+        alone.backward(x[:1], y[:1])
+        alone.step()
+    torch.testing.assert_close(alone.params["linear.weight"][0], stack.params["linear.weight"][0])
+
+
+def test_clipping_is_per_model():
+    x, y = draw()[0]
+    stack = Stack(MLP, SEEDS)
+    stack.backward(torch.stack([x[0], 100 * x[1]]), y)
+    norms = stack.clip(0.5)
+    plain = stack.get_module(1)
+    F.cross_entropy(plain(100 * x[1]), y[1]).backward()
+    expected = nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
+    assert norms[1].item() == pytest.approx(expected.item(), rel=1e-4)
+    for name, p in plain.named_parameters():
+        torch.testing.assert_close(stack.grads[name][1], p.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "build", [CNN, Noisy, lambda: nn.Sequential(nn.Unflatten(1, (40, 1)), Last(), nn.Linear(4, 10))]
+)
+def test_a_checkpoint_resumes_exactly(build):
+    feed = draw(steps=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the LSTM runs one seed after the other
+        whole, first = Stack(build, SEEDS), Stack(build, SEEDS)
+        for step, (x, y) in enumerate(feed):
+            whole.backward(x, y)
+            whole.step()
+            if step < 4:
+                first.backward(x, y)
+                first.step()
+        second = Stack(build, [7, 8])
+        second.load_state_dict(pickle.loads(pickle.dumps(first.state_dict())))
+        for x, y in feed[4:]:
+            second.backward(x, y)
+            second.step()
+    for name, value in {**whole.params, **whole.buffers}.items():
+        assert torch.equal(value, {**second.params, **second.buffers}[name]), name
+
+
+class Last(nn.LSTM):
+    def __init__(self):
+        super().__init__(1, 4, batch_first=True)
+
+    def forward(self, x):
+        return super().forward(x)[0][:, -1]
+
+
+def test_a_module_that_cannot_be_stacked_says_so_once():
+    def build():
+        return nn.Sequential(nn.Unflatten(1, (40, 1)), Last(), nn.Linear(4, 10))
+
+    with pytest.warns(UserWarning, match="one seed after the other") as caught:
+        stack = Stack(build, SEEDS)
+        for x, y in draw():
+            stack.backward(x, y)
+            stack.step()
+    assert len(caught) == 1 and stack.stacked is False
+
+
+def test_a_coefficient_that_is_annealed_outside_is_noticed_at_once():
+    weight = [1.0]
+
+    def loss(out, y):
+        return F.cross_entropy(out, y) * weight[0]
+
+    plain, stack = Stack(MLP, SEEDS, loss=loss, replay=False), Stack(MLP, SEEDS, loss=loss)
+    with pytest.warns(UserWarning, match="not replayed"):
+        for x, y in draw():
+            torch.testing.assert_close(stack.backward(x, y), plain.backward(x, y))
+            stack.step()
+            plain.step()
+            weight[0] *= 0.5
+    assert not stack._recordings
+
+
+class Hidden:
+    """A number that cannot be seen from outside."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value):
+        self.value = value
+
+
+def test_what_changes_late_is_noticed_at_its_first_step():
+    weights = [1.0]
+    stack = Stack(Logistic, SEEDS, loss=lambda out, y: F.cross_entropy(out, y) * weights[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for x, y in draw(steps=12):
+            losses = stack.backward(x, y)
+    weights[0] = 0.5
+    with pytest.warns(UserWarning, match="not replayed"):
+        torch.testing.assert_close(stack.backward(x, y), 0.5 * losses)
+
+
+def test_a_loss_that_counts_is_not_replayed():
+    calls = []
+
+    def loss(out, y):
+        calls.append(0)
+        return F.cross_entropy(out, y) * (0.1 if len(calls) > 1000 else 1.0)
+
+    stack = Stack(Logistic, SEEDS, loss=loss)
+    with pytest.warns(UserWarning, match="one seed after the other.*remembers in Python"):
+        stack.backward(*draw()[0])
+
+
+def test_what_changes_late_is_an_error_in_a_loop_of_ones_own(monkeypatch):
+    monkeypatch.setattr("mnist1d.engine.stack.CHECK_EVERY", 10)
+    weight = Hidden(1.0)
+    stack = Stack(Logistic, SEEDS, loss=lambda out, y: F.cross_entropy(out, y) * weight.value)
+    with pytest.raises(ReplayError, match="MNIST1D_REPLAY=0"):
+        for step, (x, y) in enumerate(draw(steps=30)):
+            stack.backward(x, y)
+            stack.step()
+            if step == 14:
+                weight.value = 0.5
+
+
+def test_train_goes_back_to_where_the_replay_was_right(data, monkeypatch):
+    monkeypatch.setattr("mnist1d.engine.stack.CHECK_EVERY", 10)
+
+    def run(replay):
+        def factor(step):
+            weight.value = 0.2 if step > 16 else 1.0
+            return 1.0
+
+        weight = Hidden(1.0)
+        return train(
+            Logistic, data, SEEDS, steps=40, batch_size=50, eval_every=20, schedule=factor, replay=replay,
+            loss=lambda out, y: F.cross_entropy(out, y) * weight.value,
+        )  # fmt: skip
+
+    with pytest.warns(UserWarning, match="training goes on without it from step"):
+        ours = run(True)
+    plain = run(False)
+    for name in plain:
+        np.testing.assert_allclose(ours[name], plain[name], rtol=1e-4, atol=1e-4)
+
+
+def test_recordings_are_bounded():
+    stack = Stack(Logistic, SEEDS)
+    with pytest.warns(UserWarning, match="too many shapes"):
+        for n in range(2, 12):
+            x, y = draw(n=n, steps=1)[0]
+            stack.backward(x, y)
+            assert len(stack._recordings) <= 4
+
+
+def test_the_environment_switches_replays_off(monkeypatch):
+    monkeypatch.setenv("MNIST1D_REPLAY", "0")
+    stack = Stack(MLP, SEEDS)
+    for x, y in draw():
+        stack.backward(x, y)
+    assert stack.stacked and not stack._recordings
+
+
+def test_a_stack_can_be_pickled_and_goes_on():
+    stack = Stack(MLP, SEEDS)
+    feed = draw()
+    for x, y in feed[:3]:
+        stack.backward(x, y)
+        stack.step()
+    loaded = pickle.loads(pickle.dumps(stack))
+    assert torch.equal(loaded.backward(*feed[3]), stack.backward(*feed[3]))
+    loaded.step()
+    stack.step()
+    for i in range(2):
+        assert torch.equal(loaded.get_module(i).linear1.weight, stack.get_module(i).linear1.weight)
+
+
+def test_a_loop_of_ones_own_augments_averages_and_clips(data):
+    """Mixup, clipping per seed and an average of the weights: one cell, the numbers of a plain loop."""
+    x, y = split_tensors(data, "", 2)
+
+    def mixup(model, a, b, y_a, y_b):
+        out = model(0.7 * a + 0.3 * b)
+        return 0.7 * F.cross_entropy(out, y_a) + 0.3 * F.cross_entropy(out, y_b)
+
+    def build():
+        conv = nn.Conv1d(1, 4, 3, bias=False)
+        return nn.Sequential(
+            nn.Unflatten(1, (1, 40)), conv, nn.BatchNorm1d(4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(10)
+        )
+
+    def adamw(params):
+        return torch.optim.AdamW(params, lr=1e-2, weight_decay=0.1)
+
+    stack = Stack(build, SEEDS, objective=mixup, optimizer=adamw, example=(x[:, :2],))
+    average = {name: p.detach().clone() for name, p in stack.params.items()}
+    for xb, yb in batches(x, y, SEEDS, steps=10, batch_size=40, order="shuffled"):
+        stack.backward(xb, xb.flip(1), yb, yb.flip(1))
+        stack.clip(1.0)
+        stack.step()
+        for name, p in stack.params.items():
+            average[name].lerp_(p.detach(), 0.1)
+    assert stack.stacked and stack._recordings
+
+    for i, seed in enumerate(SEEDS):
+        torch.manual_seed(seed)
+        model = build()
+        with torch.no_grad():
+            model.eval()(x[i, :2])
+        opt = adamw(model.train().parameters())
+        mean = [p.detach().clone() for p in model.parameters()]
+        for xb, yb in batches(x, y, SEEDS, steps=10, batch_size=40, order="shuffled"):
+            opt.zero_grad()
+            mixup(model, xb[i], xb[i].flip(0), yb[i], yb[i].flip(0)).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            opt.step()
+            for m, p in zip(mean, model.parameters(), strict=True):
+                m.lerp_(p.detach(), 0.1)
+        for ours, m in zip(average.values(), mean, strict=True):
+            torch.testing.assert_close(ours[i], m, rtol=1e-3, atol=1e-4)

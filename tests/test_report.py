@@ -1,0 +1,146 @@
+"""The committed results agree with the registry and the documents; the report on made-up results."""
+
+import json
+import shutil
+
+import matplotlib.pyplot as plt
+import pytest
+
+import report
+from mnist1d.claims import CLAIMS, conclude, decide, judge
+from notebooks import ROOT
+
+RESULTS = report.read_all(ROOT)
+
+
+# The committed results
+
+
+@pytest.mark.parametrize("slug", RESULTS)
+def test_results_belong_to_the_registry(slug):
+    results = RESULTS[slug]
+    assert results["profile"] == "paper" and not results["no_verdict"] and not results["seed_offset"]
+    assert results["peak_memory_mib"] < 2048
+    expected = {claim_id for claim_id, claim in CLAIMS.items() if claim.slug == slug}
+    assert {claim["id"] for claim in results["claims"]} | results["missing"].keys() == expected
+    for judged in results["claims"]:
+        claim = CLAIMS[judged["id"]]
+        stored = judged["statement"], judged["published"], judged["criterion"]
+        assert stored == (claim.statement, claim.published, claim.criterion)
+        for part in judged["measured"]:
+            assert part["bound"] == (claim.bound if isinstance(claim.bound, str) else claim.bound[part["part"]])
+            enough = part["kind"] == "exact" or part["n"] >= claim.n
+            assert part["outcome"] == (decide(part["bound"], part["interval"]) if enough else "undecided")
+        outcomes = [part["outcome"] for part in judged["measured"]]
+        assert judged["verdict"] == (conclude(outcomes) if len(outcomes) >= claim.parts else "undecided")
+
+
+def test_the_published_parameters_are_those_of_the_notebooks():
+    published = json.loads((ROOT / "mnist1d" / "published.json").read_text())
+    assert published.keys() == set(report.FIGURES)
+    for slug, knobs in published.items():
+        assert report.read_parameters(slug) == knobs, f"{slug}: python tools/report.py --parameters accepts its knobs"
+
+
+def test_documents_agree_with_the_results():
+    for name, text in report.render(ROOT).items():
+        assert (ROOT / name).read_text() == text, f"{name} is out of date: make report"
+
+
+# Made-up results
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """The documents, one notebook and its results: three claims judged, the others not yet measured."""
+    for folder in ("notebooks", "figures"):
+        (tmp_path / folder).mkdir()
+    for name in ("README.md", "REPRODUCTION.md", "pyproject.toml", "notebooks/lottery_tickets.ipynb"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "mnist1d", tmp_path / "mnist1d", ignore=shutil.ignore_patterns("__pycache__"))
+    write(tmp_path / "figures", 1.0)
+    return tmp_path
+
+
+def write(folder, sparse, **changes):
+    held = [5.0, 5.1, 5.2, 5.3, 5.4]
+    claims = [
+        judge("lottery.reinit", held),
+        judge("lottery.sparse", {"95.2%": [sparse * value for value in held]}),
+        judge("lottery.shuffle", [-9.0, 9.0, 1.0, -1.0, 3.0]),
+    ]
+    missing = {c: "why not" for c, claim in CLAIMS.items() if claim.slug == "lottery_tickets"}
+    for claim in claims:
+        del missing[claim["id"]]
+    code = report.code_digest("lottery_tickets", ROOT)
+    results = {"code": code, "seconds": 60, "jobs": 2, "seeds": [0] * 5, "claims": claims, "missing": missing}
+    results |= {"seed_offset": 0, "no_verdict": "", **changes}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "lottery_tickets.json").write_text(json.dumps(results))
+
+
+def test_the_documents_count_and_show_every_verdict(checkout):
+    texts = report.render(checkout)
+    impossible = sum(not claim.bound for claim in CLAIMS.values())
+    counts = "2 reproduced, 0 partly, 0 not reproduced, 1 undecided"
+    rest = f"{impossible} that cannot be measured, {len(CLAIMS) - 3 - impossible} not yet measured"
+    assert all(f"{len(CLAIMS)} published claims: {counts}, {rest}." in text for text in texts.values())
+    table = texts["REPRODUCTION.md"]
+    row = next(line for line in table.splitlines() if line.startswith("| `lottery.reinit`"))
+    assert "5.20 [5.00, 5.40], n = 5 ✓" in row and "**reproduced**" in row and CLAIMS["lottery.reinit"].why in row
+    row = next(line for line in table.splitlines() if line.startswith("| `shuffle.human`"))
+    assert "cannot be measured" in row and CLAIMS["shuffle.human"].why in row
+    assert "why not" in next(line for line in table.splitlines() if line.startswith("| `lottery.70`"))
+    assert report.STALE not in table and "✓✓?" in texts["README.md"]
+
+
+def test_results_of_other_code_are_marked(checkout):
+    write(checkout / "figures", 1.0, code="other")
+    assert all(report.STALE in text for text in report.render(checkout).values())
+
+
+def test_second_seeds_stand_beside_the_first(checkout, capsys):
+    write(checkout / "build" / "replicate", -1.0, seed_offset=1000)
+    assert report.main([], checkout) == 0
+    saved = json.loads((checkout / "figures" / "replication.json").read_text())
+    assert saved["lottery_tickets"]["seed_offset"] == 1000
+    table = (checkout / "REPRODUCTION.md").read_text()
+    row = next(line for line in table.splitlines() if line.startswith("| `lottery.sparse`"))
+    assert "| **reproduced** | **not reproduced**<br>95.2% -5.20 [-5.40, -5.00], n = 5 |" in row
+    assert "Run again with other seeds, 2 of 3 verdicts are the same." in (checkout / "README.md").read_text()
+    assert (checkout / "figures" / "verdicts.png").stat().st_size > 1000
+    assert report.collect_replication(checkout) and "figures/replication.json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("changes", [{"seed_offset": 0}, {"seed_offset": 7, "no_verdict": "the quick profile"}])
+def test_a_second_run_must_be_one_of_other_seeds_with_verdicts(checkout, changes):
+    write(checkout / "build" / "replicate", 1.0, **changes)
+    with pytest.raises(ValueError, match=r"replicate/lottery_tickets\.json"):
+        report.collect_replication(checkout)
+
+
+def test_the_table_of_work_shows_ratios_at_equal_work_only(checkout):
+    knobs = json.loads((checkout / "mnist1d" / "published.json").read_text())["lottery_tickets"]
+    row = next(
+        line for line in report.render(checkout)["README.md"].splitlines() if line.startswith("| lottery_tickets")
+    )
+    assert f"steps {knobs['STEPS']:,}" in row and row.endswith("| 5 | 2.0 | - |")
+    (checkout / "figures" / "equal_work.json").write_text(json.dumps({"lottery_tickets": 1.43}))
+    row = next(
+        line for line in report.render(checkout)["README.md"].splitlines() if line.startswith("| lottery_tickets")
+    )
+    assert row.endswith("| 5 | 2.0 | 1.4 |")
+
+
+def test_the_forest_plot_draws_every_part(checkout):
+    results = report.read_all(checkout)
+    fig = report.draw_verdicts(results)
+    texts = [text.get_text() for ax in fig.axes for text in ax.texts]
+    plt.close(fig)
+    assert {"lottery_tickets", "lottery.reinit", "lottery.sparse", "95.2%"} <= set(texts)
+    assert sum("n = 5" in text for text in texts) == 3
+
+
+def test_a_report_without_its_markers_is_an_error():
+    with pytest.raises(ValueError, match="<!-- figures -->"):
+        report.replace_block("no markers", "figures", "x")
