@@ -1,40 +1,78 @@
 # Every target sets itself up in .venv, given Python 3.11 or newer and make.
 PYTHON ?= python3
+# TORCH=cpu takes torch without CUDA; any other name of a PyTorch wheel index, cu128 say, works alike.
+TORCH ?=
 RUN := .venv/bin/python tools/run_notebooks.py
+PYTEST := .venv/bin/python -m pytest -n auto --dist loadgroup
+INSTALL := .venv/bin/python -m pip install --disable-pip-version-check --no-compile
 SLUGS := $(sort $(patsubst notebooks/%.ipynb,%,$(wildcard notebooks/*.ipynb)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup figures $(SLUGS) smoke test bench report lint format colab clean
+.PHONY: help heal setup figures $(SLUGS) quick replicate smoke test numeric bench gpu report lint format colab clean
 
 help:  ## show this help
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  make SLUG      run one notebook in full: $(SLUGS)"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  make SLUG       run one notebook in full: $(SLUGS)"
+
+# A .venv whose interpreter is gone, or that was copied from another checkout, is made anew.
+SOUND := import os; made_in = open('.venv/ready').read().strip(); print(made_in in ('', os.getcwd()))
+ifneq ($(wildcard .venv/ready),)
+ifneq ($(shell .venv/bin/python -c "$(SOUND)" 2>/dev/null),True)
+HEAL := heal
+endif
+endif
+
+heal:
+	@echo "making .venv anew: it is broken, or of another checkout"
+	@rm -rf .venv
 
 # Modules are compiled when they are first imported: that spares the many that never are.
-.venv/ready: requirements.txt pyproject.toml
+.venv/ready: requirements.txt pyproject.toml $(HEAL)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
-	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
-	@touch $@
+	@.venv/bin/python -c '' 2>/dev/null || rm -rf .venv
+	@test -d .venv || $(PYTHON) -m venv .venv
+ifeq ($(TORCH),)
+	@test "$$(uname)" != Linux || echo "torch for Linux brings CUDA, 1.8 GB to fetch in all; without a GPU 'make TORCH=cpu setup' takes 0.4 GB"
+else
+	$(INSTALL) --index-url https://download.pytorch.org/whl/$(TORCH) $$(grep '^torch==' requirements.txt)
+endif
+	$(INSTALL) -r requirements.txt
+	$(INSTALL) --quiet --no-deps --editable .
+	@.venv/bin/python -c "import os; print(os.getcwd())" > $@
 
-setup: .venv/ready  ## install everything into .venv
+setup: .venv/ready  ## install everything into .venv; TORCH=cpu: without CUDA
 
-figures: .venv/ready  ## run every stale notebook in full, resumable, then the report
+figures: .venv/ready  ## run every notebook in full that this machine has not, resumable, then the report
 	$(RUN)
 	.venv/bin/python tools/report.py
 
 $(SLUGS): .venv/ready
 	$(RUN) $@
 
+quick: .venv/ready  ## run every notebook at a reduced scale, a minute or less each, without verdicts
+	$(RUN) --profile quick
+
+OFFSET ?= 1000
+replicate: .venv/ready  ## run every notebook in full with other seeds, into build/replicate; OFFSET=1000
+	$(RUN) --offset $(OFFSET)
+
 smoke: .venv/ready  ## walk through every notebook in seconds, without verdicts
 	$(RUN) --profile smoke
 
-test: .venv/ready lint  ## lint, unit tests, every notebook in the smoke profile
-	.venv/bin/python -m pytest
+test: .venv/ready lint  ## lint, unit tests, every notebook in the smoke profile, numeric tests as on other processors
+	$(PYTEST)
+	$(MAKE) numeric
+
+# What libraries compute with depends on the processor; these variables make it that of an old and of a common one.
+numeric: .venv/ready
+	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 $(PYTEST) -q -m numeric tests
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -q -m numeric tests
 
 bench: .venv/ready  ## measure speed as ratios: generator and trainer against the plain way
 	.venv/bin/python tools/bench.py
+
+gpu: .venv/ready  ## show what a CUDA device must show, into build/gpu.md
+	.venv/bin/python tools/gpu.py
 
 report: .venv/ready  ## write REPRODUCTION.md and the README's table from figures/*.json
 	.venv/bin/python tools/report.py

@@ -1,18 +1,9 @@
 """Every published claim with its number and criterion, and the rule that judges it.
 
-Each part of a claim is one number per seed (a paired difference where two arms share their seeds). Its 95%
-interval is that of the t distribution, mean ± t sd/√n; of a share, the exact binomial one. A bound reads
-
-| bound | kind | holds | fails | else |
-|---|---|---|---|---|
-| 68 ± 2 | band | the interval overlaps the band and is no wider | no overlap | undecided |
-| > 0, < 2 | bound | the whole interval on this side | the whole interval on the other side | undecided |
-| within -3 to 3 | equivalence | the whole interval in the range | the whole interval outside | undecided |
-| = 4 | exact | the number is this one | it is another | |
-| share > 50 | share | as above, with the exact binomial interval of hits among all, percent | | |
-| bootstrap > 0 | bootstrap | as above, with the middle 95% of bootstrap resamples | | |
-
-All parts hold: reproduced; some hold and some fail: partly; none holds and one fails: not reproduced; else undecided.
+Each part of a claim is one number per seed. By the 95% interval of its mean, mean ± t sd/√n, a part holds, fails or
+is undecided; REPRODUCTION.md has the rule as a table. A bound reads "68 ± 2" (a band), "> 0", "within -3 to 3"
+(equivalence) or "= 4" (exact). After "share" the interval is the exact binomial one of hits among all, in percent;
+after "bootstrap" it is the middle of the resamples.
 
 Sources: P, *Scaling Down Deep Learning with MNIST-1D*, ICML 2024; V1, its first version, 2020; B, the blog
 post of 2020; S, *Training Networks in Random Subspaces*, 2017.
@@ -66,7 +57,7 @@ def _each(bound, *parts):
 # id: notebook, statement, source, published value, what is measured, bound, why that bound
 # fmt: off
 CLAIMS = {
-    "dataset.frozen": Claim("construction", "default arguments give the frozen dataset", "P, Section 2",
+    "dataset.frozen": Claim("construction", "default arguments give the frozen dataset", "P, Table 2",
         "4000 + 1000 samples", "arrays (x, x_test, y, y_test) equal to the frozen ones", "= 4",
         "A dataset is the same or it is not."),
     "dataset.defaults": Claim("construction", "the defaults are the ten rows of Table 2; 10,000 samples on request",
@@ -78,8 +69,8 @@ CLAIMS = {
                                   ("CNN", "the CNN", "94 ± 2"), ("GRU", "the GRU", "91 ± 2"))},
     "bench.order": Claim("benchmarks", "CNN > GRU > MLP > logistic", "P, Table 1", "94, 91, 68, 32",
         "difference of neighbours with the same seed, points", _each("> 0", "CNN - GRU", "GRU - MLP", "MLP - logistic"),
-        "An order says that each difference is positive."),
-    "bench.fit": Claim("benchmarks", "all but logistic regression fit the training set", "P, Figure 2", "100",
+        "An order means that each is > 0."),
+    "bench.fit": Claim("benchmarks", "all but logistic regression fit the training set", "P, Table 1", "100",
         "training accuracy, percent", _each("> 99.5", "MLP", "CNN", "GRU"),
         "Half a point is what a last unlucky step costs."),
     "bench.mnist": Claim("benchmarks", "on MNIST logistic regression reaches 94%, the networks 99%", "P, Table 1",
@@ -109,12 +100,12 @@ CLAIMS = {
         {f"{model}, {when}": bound for model, bound in (("logistic", "32 ± 1"), ("MLP", "68 ± 2"), ("CNN", "56 ± 2"),
          ("GRU", "57 ± 2")) for when in ("final", "early-stopped")}, "The published value and its spread."),
     "shuffle.drop": Claim("shuffling", "shuffling costs CNN and GRU about 35 points, logistic and MLP nothing",
-        "P, Section 3.1", "about 35; 0", "accuracy on plain minus on shuffled data, points",
+        "P, Table 1", "about 35; 0", "accuracy on plain minus on shuffled data, points",
         {"CNN": "> 30", "GRU": "> 30", "MLP": "within -2 to 2", "logistic": "within -2 to 2"},
         "About 35 is more than 30; nothing is less than the published spread of 2."),
     "shuffle.mlp_best": Claim("shuffling", "the MLP is best on shuffled data", "P, Table 1", "68 against 57, 56, 32",
         "MLP minus each other model on shuffled data, points", _each("> 0", "MLP - logistic", "MLP - CNN", "MLP - GRU"),
-        "Best says that each difference is positive."),
+        "Best means that each is > 0."),
     "shuffle.human": Claim("shuffling", "a human reaches about 30% on shuffled data", "P, Table 1", "30 ± 10",
         "right answers, percent", "", "The answers on shuffled data are not public."),
     "tsne.mnist": Claim("tsne", "MNIST falls into ten clusters in the embedding", "P, Figure 3", "Figure 3",
@@ -123,15 +114,14 @@ CLAIMS = {
     "tsne.mnist1d": Claim("tsne", "MNIST-1D has no such clusters", "P, Figure 3", "Figure 3",
         "adjusted Rand index of clusters found in the embedding against the digits", "< 0.2",
         "A fifth of the way from chance to clean clusters."),
-    "tsne.knn": Claim("tsne", "kNN in pixel space separates MNIST's classes, not MNIST-1D's", "P, Section 2",
-        "Figure 3", "10-NN accuracy in pixel space, percent", {"MNIST": "> 90", "MNIST-1D": "< 60"},
+    "tsne.knn": Claim("tsne", "kNN in pixel space separates MNIST's classes, not MNIST-1D's", "P, Figure 3", "Figure 3",
+        "10-NN accuracy in pixel space, percent", {"MNIST": "> 90", "MNIST-1D": "< 60"},
         "Nine in ten is separated; six in ten is below what the MLP reaches."),
     "lottery.beats_random": Claim("lottery_tickets", "tickets beat random subnetworks at equal sparsity",
         "P, Figure 4a", "Figure 4a", "ticket minus random at each sparsity from 0.8 to 0.97, points", "> 0",
-        "Beating says that each difference is positive; six sparsities make a curve.", parts=6),
+        "Beating means > 0; six sparsities make a curve.", parts=6),
     "lottery.sparse": Claim("lottery_tickets", "above 95% sparsity tickets still beat the dense network",
-        "P, Figure 4a", "Figure 4a", "ticket minus dense above 95% sparsity, points", "> 0",
-        "Beating says that the difference is positive."),
+        "P, Figure 4a", "Figure 4a", "ticket minus dense above 95% sparsity, points", "> 0", "Beating means > 0."),
     "lottery.70": Claim("lottery_tickets", "a 92% sparse ticket reaches about 70% and beats the dense network",
         "P, Figure 4b", "70", "test accuracy at 92% sparsity, percent; minus dense, points",
         {"ticket": "70 ± 2", "minus dense": "> 0"}, "About 70, with the spread that Table 1 gives an MLP."),
@@ -139,11 +129,10 @@ CLAIMS = {
         "test accuracy at 92% sparsity on flipped data, percent; minus dense, points",
         {"ticket": "70 ± 2", "minus dense": "> 0"}, "As on the original data."),
     "lottery.shuffle": Claim("lottery_tickets", "on shuffled data the ticket is worse than the dense network",
-        "P, Figure 4e", "Figure 4e", "ticket minus dense on shuffled data, points", "< 0",
-        "Worse says that the difference is negative."),
+        "P, Figure 4e", "Figure 4e", "ticket minus dense on shuffled data, points", "< 0", "Worse means < 0."),
     "lottery.reinit": Claim("lottery_tickets", "the mask with a random initialisation beats the dense network",
         "P, Figure 4f", "Figure 4f", "ticket mask with a random initialisation minus dense, points", "> 0",
-        "Beating says that the difference is positive."),
+        "Beating means > 0."),
     "lottery.adjacent": Claim("lottery_tickets", "tickets keep adjacent first-layer weights more often than chance",
         "P, Figures 4g, S2", "more often", "adjacent pairs over those expected by chance in the same units", "> 1",
         "Chance is 1; in the same units, so that dead units do not count as structure."),
@@ -160,7 +149,7 @@ CLAIMS = {
         "V1, Section 4", "the same", "parameters at the CNN's peak over those at the MLP's", "within 0.67 to 1.5",
         "Half a step to either side of a grid of widths that double."),
     "dd.cnn_less": Claim("double_descent", "the CNN's peak is less pronounced than the MLP's", "V1, Section 4", "less",
-        "rise of the MLP minus rise of the CNN, points", "> 0", "Less says that the difference is positive."),
+        "rise of the MLP minus rise of the CNN, points", "> 0", "Less means > 0."),
     "dd.loss": Claim("double_descent",
         "the threshold lies at n K parameters with squared error, at n with cross-entropy", "V1, Section 4", "n K; n",
         "parameters at the interpolation threshold over the prediction",
@@ -203,19 +192,19 @@ CLAIMS = {
         "About half of the published gap.", n=10),
     "pool.high": Claim("pooling", "pooling hinders in the high-data regime", "P, Figure 9", "Figure 9",
         "pooled minus not pooled at 50,000 examples, points", _each("< 0", "max", "average", "L2"),
-        "Hindering says that the difference is negative.", n=10),
+        "Hindering means < 0.", n=10),
     "pool.shrink": Claim("pooling", "the difference vanishes with data", "P, Figure 9", "vanishes",
         "pooled minus not pooled at 50,000 examples, points", _each("within -3 to 3", "max", "average", "L2"),
         "Small against the difference at 1,000 examples.", n=10),
     "pool.stride": Claim("pooling", "striding does not help in the low-data regime", "P, Figure 9", "Figure 9",
         "strided minus not pooled at 1,000 examples, points", "< 2", "A fifth of what helping means above.", n=10),
     "pool.max_l2": Claim("pooling", "max pooling does worse than L2 pooling with much data", "V1, Section 4; B",
-        "worse", "max minus L2 at 50,000 examples, points", "< 0", "Worse says that the difference is negative.", n=10),
+        "worse", "max minus L2 at 50,000 examples, points", "< 0", "Worse means < 0.", n=10),
     "sub.table": Claim("random_subspaces", "the MNIST CNN trained in fewer dimensions", "S, Table",
         "99.0; 98.8, 97.0, 93.5", "test accuracy, percent, by dimension",
         {"21840": "99.0 ± 0.5", "10000": "98.8 ± 0.5", "3000": "97.0 ± 1", "1000": "93.5 ± 1.5"},
         "Wider where the curve against dimension is steeper."),
-    "sub.lite": Claim("random_subspaces", "small networks on MNIST, by parameter count", "S, Table",
+    "sub.lite": Claim("random_subspaces", "small networks on MNIST, by parameter count", "S, Table MNIST lite",
         "94.5, 96.5; 95.6, 97.6", "test accuracy, percent, by exact parameter count",
         {"FC 12730": "> 93.5", "FC 25450": "> 95.5", "CNN 3369": "> 94.6", "CNN 10754": "> 96.6"},
         "Within one point of the published value, or better."),
@@ -223,7 +212,7 @@ CLAIMS = {
         "accuracy in 21,840 minus in 10,000 dimensions, points", "0.2 ± 0.2", "The rounding of two published values."),
     "sub.beats_small": Claim("random_subspaces",
         "10,000 dimensions of a large CNN beat a small CNN of 10,754 parameters", "S, Table", "98.8 against 97.6",
-        "difference, points", "> 0", "Beating says that the difference is positive."),
+        "difference, points", "> 0", "Beating means > 0."),
     "sub.curve": Claim("random_subspaces", "FC network and CNN learn at nearly the same pace in equal dimensions",
         "S, Figures", "nearly identical",
         "mean distance of the curves over training at each dimension from 3 to 1,000, points", "< 5",
@@ -244,13 +233,8 @@ def read_bound(bound):
     made_of, *rest = match.groups()
     sign = next(word for word in rest if word in ("±", "within", "<", ">", "="))
     a, b, *_ = [float(word) for word in rest if word and word != sign] * 2
-    kind, low, high = {
-        "±": ("band", a - b, a + b),
-        "within": ("equivalence", a, b),
-        ">": ("bound", a, math.inf),
-        "<": ("bound", -math.inf, a),
-        "=": ("exact", a, a),
-    }[sign]
+    kind, low, high = {"±": ("band", a - b, a + b), "within": ("equivalence", a, b), "=": ("exact", a, a),
+                       ">": ("bound", a, math.inf), "<": ("bound", -math.inf, a)}[sign]  # fmt: skip
     return kind, low, high, (made_of or "t").strip()
 
 
@@ -394,16 +378,13 @@ class Verdicts(list):
         if not self:
             return "No published claims."
         reason = no_verdict(CLAIMS[self[0]["id"]].slug)
-        rows = [
-            f"**{reason[0].upper()}{reason[1:]}.**\n" if reason else "",
-            "| claim | published | measured, mean [95% interval] | criterion | verdict |",
-            "|---|---|---|---|---|",
-        ]
+        rows = [f"**{reason[0].upper()}{reason[1:]}.**\n"] if reason else []
+        rows += ["| claim | published | measured, mean [95% interval] | criterion | verdict |", "|---|---|---|---|---|"]
         for c in self:
             measured = [format_measured(m) + ("" if reason else f" {SYMBOLS[m['outcome']]}") for m in c["measured"]]
             verdict = "-" if reason else f"**{c['verdict']}**"
             cells = f"{c['id']}: {c['statement']}", c["published"], "<br>".join(measured), c["criterion"], verdict
             rows.append(f"| {' | '.join(cells)} |")
-        return "\n".join(rows).lstrip("\n")
+        return "\n".join(rows)
 
     __repr__ = _repr_markdown_

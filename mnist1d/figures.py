@@ -18,36 +18,16 @@ SINGLE, DOUBLE = 3.25, 6.75  # widths of one and of two columns of the paper, in
 
 # One colour per model in the whole collection (the Okabe-Ito palette), and for the roles that recur.
 COLORS = {
-    "logistic": "#D55E00",
-    "MLP": "#009E73",
-    "CNN": "#0072B2",
-    "GRU": "#E69F00",
-    "human": "#999999",
-    "train": "#999999",
-    "test": "#0072B2",
-    "dense": "#000000",
-    "random": "#D55E00",
-    "ticket": "#0072B2",
-    "other": "#CC79A7",
-}
+    "logistic": "#D55E00", "MLP": "#009E73", "CNN": "#0072B2", "GRU": "#E69F00", "human": "#999999", "train": "#999999",
+    "test": "#0072B2", "dense": "#000000", "random": "#D55E00", "ticket": "#0072B2", "other": "#CC79A7",
+}  # fmt: skip
 
 STYLE = {
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "lines.linewidth": 1.2,
-    "figure.dpi": 110,
-    "savefig.dpi": 200,
-    "figure.constrained_layout.use": True,
-    "pdf.fonttype": 42,
-}
+    "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
+    "legend.fontsize": 7, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.linewidth": 0.6, "lines.linewidth": 1.2, "figure.dpi": 110, "savefig.dpi": 200,
+    "figure.constrained_layout.use": True, "pdf.fonttype": 42,
+}  # fmt: skip
 
 
 def setup():

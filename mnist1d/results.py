@@ -55,7 +55,7 @@ def _read_package(root):
     for path, module in paths.items():
         if module in ("claims", "results"):
             continue
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
         for node in ast.parse("\n".join(lines)).body:
             first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
             statement = _normalize("\n".join(lines[first - 1 : node.end_lineno]) + "\n"), set(_list_words(node))
@@ -89,7 +89,7 @@ def code_digest(slug, root):
     -------
     str
     """
-    cells = json.loads((Path(root) / "notebooks" / f"{slug}.ipynb").read_text())["cells"]
+    cells = json.loads((Path(root) / "notebooks" / f"{slug}.ipynb").read_text(encoding="utf-8"))["cells"]
     source = "\n".join("".join(cell["source"]) + "\n" for cell in cells if cell["cell_type"] == "code")
     source = re.sub(r"^(\s*)([%!].*)$", lambda m: f"{m[1]}magic({m[2]!r})", source, flags=re.M)  # no Python
     statements, reached, seen, todo = _read_package(root), set(), set(), set(_list_words(ast.parse(source)))
@@ -104,7 +104,7 @@ def code_digest(slug, root):
 def _read_processor():
     """The processor's name as the system tells it."""
     cpuinfo = Path("/proc/cpuinfo")  # of Linux
-    found = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.is_file() else None
+    found = re.search(r"model name\s*: (.+)", cpuinfo.read_text(encoding="utf-8")) if cpuinfo.is_file() else None
     return found[1] if found else platform.processor() or platform.machine()
 
 

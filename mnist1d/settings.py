@@ -4,6 +4,7 @@
 |---|---|---|
 | MNIST1D_PROFILE | paper, quick or smoke | paper |
 | MNIST1D_DEVICE | cpu, cuda, cuda:1, mps ... | CUDA where there is one |
+| MNIST1D_DATA | folder of MNIST and CIFAR-10 | the user's cache |
 | MNIST1D_OUTPUT | folder of figures and results | build/<profile> |
 | MNIST1D_SEED_OFFSET | added to every seed of a notebook | 0 |
 | JOBS | worker processes of a sweep | 1 on a GPU, else all usable cores |
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "check_environment",
     "find_root",
     "get_device",
     "get_jobs",
@@ -28,6 +30,7 @@ __all__ = [
     "pick",
     "profile",
     "seconds",
+    "seed_offset",
     "start_clock",
 ]
 
@@ -64,6 +67,20 @@ def pick(paper: T, quick: T, smoke: T) -> T:
     return {"paper": paper, "quick": quick, "smoke": smoke}[profile()]
 
 
+def seed_offset() -> int:
+    """What is added to every seed of this run: MNIST1D_SEED_OFFSET, or 0.
+
+    Raises
+    ------
+    ValueError
+        If it is not a non-negative integer.
+    """
+    value = os.environ.get("MNIST1D_SEED_OFFSET") or "0"
+    if not (value.isascii() and value.isdigit()):
+        raise ValueError(f"MNIST1D_SEED_OFFSET={value!r}: must be a non-negative integer")
+    return int(value)
+
+
 def get_jobs() -> int:
     """Number of worker processes: JOBS if it is set, else 1 on a GPU, else the number of usable cores.
 
@@ -90,15 +107,35 @@ def get_device() -> "torch.device":
     Raises
     ------
     ValueError
-        If MNIST1D_DEVICE is no device of torch's.
+        If MNIST1D_DEVICE is no device of torch's, or none that this machine has.
     """
     import torch
 
     value = os.environ.get("MNIST1D_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(value)
+        device = torch.device(value)
     except RuntimeError as error:
         raise ValueError(f"MNIST1D_DEVICE={value!r}: must be a device such as cpu, cuda or cuda:1") from error
+    kind = getattr(torch, device.type, None)  # torch.cpu, torch.cuda, torch.mps ...
+    if (device.index or 0) >= (kind.device_count() if hasattr(kind, "device_count") else 0):
+        raise ValueError(f"MNIST1D_DEVICE={value!r}: must be a device of this machine; torch finds no such one")
+    return device
+
+
+def check_environment() -> None:
+    """Check every variable of this module, so that a bad one is known before any work starts.
+
+    Raises
+    ------
+    ValueError
+        That names the variable, its value and the rule.
+    """
+    profile(), seed_offset(), get_device(), get_jobs()
+    data, output = os.environ.get("MNIST1D_DATA"), os.environ.get("MNIST1D_OUTPUT")
+    if data and not Path(data).expanduser().is_dir():
+        raise ValueError(f"MNIST1D_DATA={data!r}: must be a folder that is there")
+    if output and Path(output).expanduser().is_file():
+        raise ValueError(f"MNIST1D_OUTPUT={output!r}: must be a folder")
 
 
 def find_root() -> Path | None:
@@ -116,7 +153,7 @@ def output_folder() -> Path:
     A notebook run by hand so changes nothing in `figures`, which holds complete runs of the committed code.
     """
     if os.environ.get("MNIST1D_OUTPUT"):
-        return Path(os.environ["MNIST1D_OUTPUT"])
+        return Path(os.environ["MNIST1D_OUTPUT"]).expanduser()
     return (find_root() or Path.cwd()) / "build" / profile()
 
 

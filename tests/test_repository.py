@@ -1,23 +1,21 @@
 """The repository agrees with itself: requirements, notebooks, addresses, results and documents."""
 
 import ast
-import json
 import re
+import shutil
 import subprocess
-import sys
-import tomllib
-from itertools import chain
 
 import pytest
 
 import colab
+import oldest
 import report
 import run_notebooks
 from mnist1d.claims import CLAIMS
 from notebooks import ROOT, read_notebook
 
 SLUGS = run_notebooks.list_slugs(ROOT)
-PYPROJECT = (ROOT / "pyproject.toml").read_text()
+PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 RESULTS = report.read_all(ROOT)
 
 
@@ -25,13 +23,21 @@ def version_tuple(text):
     return tuple(int(part) for part in re.findall(r"\d+", text))
 
 
+def list_files():
+    """The files of this checkout that git knows, or all of a source distribution."""
+    if (ROOT / ".git").exists():
+        command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+        names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+        return [name for name in names if (ROOT / name).is_file()]
+    made = {"build", ".venv", "__pycache__", ".pytest_cache", ".ruff_cache", "mnist1d.egg-info"}
+    paths = (path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file())
+    return [path.as_posix() for path in paths if not made & set(path.parts)]
+
+
 def test_pins_lie_within_the_ranges_and_name_the_same_packages():
-    project = tomllib.loads(PYPROJECT)["project"]
-    ranges = dict(
-        re.fullmatch(r"([\w-]+)>=([\d.]+)", dependency).groups()
-        for dependency in chain(project["dependencies"], *project["optional-dependencies"].values())
-    )
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    dependencies = oldest.list_dependencies(PYPROJECT, leave_out=["cluster"])
+    ranges = dict(re.fullmatch(r"([\w-]+)>=([\d.]+)", dependency).groups() for dependency in dependencies)
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
     assert pins.keys() == ranges.keys()
     for name, low in ranges.items():
@@ -39,8 +45,44 @@ def test_pins_lie_within_the_ranges_and_name_the_same_packages():
     assert pins["torch"] == "2.13.0"
 
 
+def test_one_version_stands_everywhere():
+    version = re.search(r'^version = "(.+)"$', PYPROJECT, flags=re.M)[1]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\n## {version}\n" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def is_text_without_encoding(call):
+    """Whether an ast.Call opens a text file in the locale's encoding."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    named = {keyword.arg: keyword.value for keyword in call.keywords}
+    if "encoding" in named or None in named:
+        return False
+    if name in ("read_text", "write_text"):
+        return not (name == "read_text" and call.args)
+    if name == "open" and isinstance(call.func, ast.Name):
+        mode = named.get("mode", call.args[1] if len(call.args) > 1 else ast.Constant("r"))
+        return isinstance(mode, ast.Constant) and "b" not in mode.value
+    return False
+
+
+@pytest.mark.parametrize("path", [*ROOT.glob("mnist1d/**/*.py"), *ROOT.glob("tools/*.py")], ids=lambda path: path.stem)
+def test_text_files_are_utf_8_on_every_system(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    lines = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Call) and is_text_without_encoding(node)]
+    assert not lines, f"{path.name}, lines {lines}: name the encoding"
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [("open('x')", True), ("open('x', 'w')", True), ("open('x', 'rb')", False), ("p.read_text(encoding="utf-8")", True),
+     ("p.write_text('x')", True), ("p.write_text('x', encoding='utf-8')", False), ("p.read_bytes()", False)],
+)  # fmt: skip
+def test_what_opens_text_in_the_locale_is_found(code, found):
+    assert is_text_without_encoding(ast.parse(code).body[0].value) == found
+
+
 def test_environment_holds_python_pip_and_the_requirements():
-    text = (ROOT / "environment.yml").read_text()
+    text = (ROOT / "environment.yml").read_text(encoding="utf-8")
     dependencies = re.findall(r"^ +- (.+)$", text.split("dependencies:")[1], flags=re.M)
     assert dependencies == ["python=3.11", "pip", "pip:", "-r requirements.txt", "-e ."]
 
@@ -61,23 +103,22 @@ def test_notebook_keeps_the_skeleton(slug):
     cells = read_notebook(slug)
     code = [(source, tags) for kind, source, tags in cells if kind == "code"]
     repository = report.read_repository(ROOT)
-    guard = next(source for kind, source, _ in read_notebook("quickstart") if kind == "code")
     badge = f"https://colab.research.google.com/github/{repository}/blob/main/notebooks/{slug}.ipynb"
     assert badge in cells[0][1] and cells[1][1].startswith("# ")
-    assert code[0][0] == guard and f"git+https://github.com/{repository}" in guard
+    assert code[0][0] == colab.GUARD.replace("@REPOSITORY@", repository).rstrip("\n")
     assert [tags for _, tags in code].count(["parameters"]) == 1
     for source, tags in code:
         assert len(source.splitlines()) <= 45
         assert ("SMOKE =" in source) == (tags == ["parameters"])
     whole = "\n".join(source for source, _ in code)
-    assert whole.count("%pip") == 1 and f'save_figure(fig, "{slug}")' in whole
+    assert "%pip" not in whole and f'save_figure(fig, "{slug}")' in whole
     assert re.search(rf'save_results\(\s*"{slug}"', whole)
     assert any(
         kind == "markdown" and re.search(r"^## (Takeaways|Where to go on)", source, re.M) for kind, source, _ in cells
     )
     for forbidden in ("sys.path", "drive.mount", "except:", "TAKEAWAYS", "READING", "MINUTES", "TODO"):
         assert forbidden not in "\n".join(source for _, source, _ in cells)
-    assert run_notebooks.WIDGET not in (ROOT / "notebooks" / f"{slug}.ipynb").read_text()
+    assert run_notebooks.WIDGET not in (ROOT / "notebooks" / f"{slug}.ipynb").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("slug", SLUGS)
@@ -93,22 +134,21 @@ def test_knobs_are_used(slug):
 def test_package_imports_in_one_direction():
     order = ["utils", "transform", "data", "models", "training", "images", "figures", "claims"]
     for i, module in enumerate(order):
-        source = (ROOT / "mnist1d" / f"{module}.py").read_text()
+        source = (ROOT / "mnist1d" / f"{module}.py").read_text(encoding="utf-8")
         top = [line for line in source.splitlines() if re.match(r"(from|import) ", line)]
         for later in order[i + 1 :]:
             assert not any(re.search(rf"mnist1d(\.| import .*\b){later}\b", line) for line in top), (module, later)
 
 
 def test_one_address_and_it_can_be_restamped(tmp_path):
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
-    for name in tracked:
+    for name in list_files():
         if name.startswith("mnist1d/") or not name.endswith((".toml", ".md", ".cff", ".ipynb")):
             continue
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text((ROOT / name).read_text())
+        shutil.copy(ROOT / name, tmp_path / name)
     changed = colab.restamp(tmp_path, "someone/elsewhere")
     assert {"pyproject.toml", "README.md", *(f"{slug}.ipynb" for slug in SLUGS)} <= set(changed)
-    left = [path for path in tmp_path.rglob("*.*") if report.read_repository(ROOT) in path.read_text()]
+    left = [path for path in tmp_path.rglob("*.*") if report.read_repository(ROOT) in path.read_text(encoding="utf-8")]
     assert not left and report.read_repository(tmp_path) == "someone/elsewhere"
 
 
@@ -122,46 +162,8 @@ def test_every_notebook_has_its_results_and_pictures():
 
 
 def test_files_are_small_and_say_nothing_of_this_machine():
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
-    for name in tracked:
+    for name in list_files():
         content = (ROOT / name).read_bytes()
         limit = 600_000 if name.startswith(("figures/", "notebooks/")) else 100_000
         assert len(content) <= limit, name
         assert b"/" + b"work/" not in content and b"/ro" + b"ot/" not in content, name
-
-
-@pytest.mark.parametrize("slug", ["quickstart"])
-def test_a_notebook_alone_in_an_empty_folder_installs_the_package(slug, tmp_path):
-    """The guard cell, pointed at this checkout, in an environment that has the libraries but not mnist1d."""
-    venv = tmp_path / "venv"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
-    site = next((venv / "lib").glob("python*")) / "site-packages"
-    libraries = next(path for path in sys.path if path.endswith("site-packages"))
-    # The libraries of this environment without its editable mnist1d, whose finder is a .pth file and so not followed.
-    (site / "libraries.pth").write_text(libraries + "\n")
-    before = versions(venv)
-    guard, *rest = [source for kind, source, _ in read_notebook(slug) if kind == "code"]
-    script = guard.replace("%pip install --quiet {source}", "install(source)")
-    install = (
-        "import subprocess, sys\n"
-        "def install(source):\n"
-        "    command = [sys.executable, '-m', 'pip', 'install', '--quiet', '--no-build-isolation', source]\n"
-        "    subprocess.run(command, check=True)\n"
-    )
-    (tmp_path / "notebook.py").write_text("\n".join([install, script, *rest]))
-    environment = {
-        "MNIST1D_SOURCE": str(ROOT), "MNIST1D_PROFILE": "smoke", "MPLBACKEND": "agg", "TQDM_DISABLE": "1",
-        "PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-    }  # fmt: skip
-    work = tmp_path / "empty"
-    work.mkdir()
-    subprocess.run([str(venv / "bin" / "python"), "../notebook.py"], cwd=work, env=environment, check=True)
-    assert json.loads((work / "build" / "smoke" / f"{slug}.json").read_text())["slug"] == slug
-    assert (site / "mnist1d" / "data.py").is_file() and versions(venv) == before
-
-
-def versions(venv):
-    """Versions that an interpreter sees of the libraries a notebook must not change."""
-    names = ["numpy", "torch", "scipy", "scikit-learn", "matplotlib"]
-    code = f"import importlib.metadata as m; print([m.version(name) for name in {names}])"
-    return subprocess.run([str(venv / "bin" / "python"), "-c", code], check=True, capture_output=True, text=True).stdout

@@ -1,40 +1,68 @@
-"""The runner under faults: nothing half-written, nothing lost, every run resumable."""
+"""The runner under faults: nothing half-written, nothing lost, every run resumable.
+
+Most notebooks here write their results file by hand, so that their kernels need not import torch.
+"""
 
 import json
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import nbformat
 import pytest
 
+import agreement
+import kernels
 import run_notebooks
+from run_notebooks import Run
 
 ROOT = Path(__file__).parent.parent
 
-SAVE = (
-    "import matplotlib.pyplot as plt\n"
-    "from mnist1d.claims import judge\n"
-    "from mnist1d.results import save_results\n"
-    "from mnist1d.figures import save_figure\n"
-    "save_figure(plt.figure(figsize=(1, 1)), 'tsne')\n"
-    "verdicts = [judge('tsne.mnist', 95.0), judge('tsne.mnist1d', 99.0)]\n"
-    "save_results('tsne', seeds=[0], numbers={'x': x}, verdicts=verdicts)"
-)
+SAVE = """
+import json, os
+from pathlib import Path
+from mnist1d.results import code_digest
+
+folder = Path(os.environ["MNIST1D_OUTPUT"])
+(folder / "tsne.png").write_bytes(b"picture")
+part = {"part": "", "mean": 50.0 + x, "sd": 2.0, "n": 3}
+results = {
+    "slug": "tsne", "profile": os.environ["MNIST1D_PROFILE"], "code": code_digest("tsne", Path.cwd().parent),
+    "jobs": int(os.environ["JOBS"]), "seconds": 0.5, "numbers": {"x": x},
+    "claims": [{"id": "tsne.mnist", "verdict": "reproduced" if x < 5 else "partly", "measured": [part]}],
+}
+(folder / "tsne.json").write_text(json.dumps(results))
+""".strip()
+
+# What a digest of the code follows to a function of the package.
+USE_PACKAGE = "from mnist1d.transform import pad\nx = 1"
+
+# The same through the package, as a notebook does it.
+SAVE_WITH_PACKAGE = """
+import matplotlib.pyplot as plt
+from mnist1d.claims import judge
+from mnist1d.figures import save_figure
+from mnist1d.results import save_results
+
+save_figure(plt.figure(figsize=(1, 1)), "quickstart")
+save_results("quickstart", seeds=[0], numbers={"x": x}, verdicts=[])
+""".strip()
 
 
 @pytest.fixture
-def checkout(tmp_path):
+def checkout(tmp_path, monkeypatch):
     """A checkout of one quick notebook, `tsne`, and this package."""
-    shutil.copytree(ROOT / "mnist1d", tmp_path / "mnist1d", ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "notebooks").mkdir()
-    write_notebook(tmp_path, ["from tqdm.auto import tqdm\nx = [1 for _ in tqdm(range(1))][0]", SAVE])
-    return tmp_path
+    monkeypatch.setenv("MNIST1D_DEVICE", "cpu")
+    root = tmp_path / "check out"
+    shutil.copytree(ROOT / "mnist1d", root / "mnist1d", ignore=shutil.ignore_patterns("__pycache__"))
+    (root / "notebooks").mkdir()
+    write_notebook(root, [USE_PACKAGE, SAVE])
+    return root
 
 
 def write_notebook(root, cells, slug="tsne"):
@@ -46,38 +74,54 @@ def run(root, *arguments):
     return run_notebooks.main(list(arguments), root=root)
 
 
-def start(root, *arguments):
-    """The runner as a process of its own, to be killed."""
+def start(root, *arguments, **environment):
+    """The runner as a process of its own."""
     code = (
         "import sys, run_notebooks; from pathlib import Path; "
         f"sys.exit(run_notebooks.main({list(arguments)!r}, root=Path({str(root)!r})))"
     )
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tools")])
     return subprocess.Popen(
         [sys.executable, "-c", code],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "tools")},
+        cwd=root.parent,  # where -c finds no other mnist1d
+        env={**os.environ, "PYTHONPATH": path, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
     )
 
 
-def wait_for(path, seconds=60):
+def wait_until(condition, seconds=60):
     end = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < end, f"{path} did not appear"
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)
 
 
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"  # a zombie is dead
+    except ProcessLookupError:
+        return False
+    except FileNotFoundError:  # no /proc on this system, or the process ended in between
+        return not Path("/proc").is_dir()
+
+
 def start_sleeper(root):
-    """The runner as a process, in the middle of a notebook that waits until `asleep` is gone."""
+    """The runner as a process, in the middle of a notebook with a worker that waits until `asleep` is gone."""
     (root / "notebooks" / "asleep").touch()
-    wait = (
-        "import pathlib, time\npathlib.Path('started').touch()\nwhile pathlib.Path('asleep').exists(): time.sleep(0.1)"
-    )
+    wait = """
+import os, pathlib, subprocess, sys, time
+worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+pathlib.Path("pids").write_text(f"{os.getpid()} {worker.pid}")
+pathlib.Path("started").touch()
+while pathlib.Path("asleep").exists():
+    time.sleep(0.1)
+"""
     write_notebook(root, ["x = 1", wait, SAVE])
     process = start(root)
-    wait_for(root / "notebooks" / "started")
+    wait_until((root / "notebooks" / "started").exists)
     return process
 
 
@@ -85,26 +129,115 @@ def published(root):
     return {path.name: path.read_bytes() for path in (root / "figures").iterdir()}
 
 
+def read_json(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def test_a_complete_run_publishes_and_is_not_repeated(checkout, capsys):
+    (checkout / "notebooks" / "tsne.ipynb").unlink()
+    bar = f"display({{{run_notebooks.WIDGET!r}: {{}}, 'text/plain': 'bar'}}, raw=True)\nx = 1"
+    write_notebook(checkout, [bar, SAVE_WITH_PACKAGE], "quickstart")
     assert run(checkout) == 0
-    assert sorted(published(checkout)) == ["tsne.json", "tsne.pdf", "tsne.png"]
-    results = json.loads((checkout / "figures" / "tsne.json").read_text())
+    assert sorted(published(checkout)) == ["quickstart.json", "quickstart.pdf", "quickstart.png"]
+    results = read_json(checkout / "figures" / "quickstart.json")
     assert results["profile"] == "paper" and results["numbers"] == {"x": 1} and results["code"]
-    assert "1 of 2" in capsys.readouterr().out
-    executed = nbformat.read(checkout / "notebooks" / "tsne.ipynb", 4)
+    executed = nbformat.read(checkout / "notebooks" / "quickstart.ipynb", 4)
     assert executed.cells[1].outputs and "execution" not in executed.cells[0].metadata
     assert not executed.cells[0].outputs  # a progress bar says nothing after the run
+    assert "1 notebooks to run" in capsys.readouterr().out
     before = published(checkout)
-    assert run(checkout) == 0 and "up to date" in capsys.readouterr().out
-    assert published(checkout) == before
-    write_notebook(checkout, ["x = 2", SAVE])
     assert run(checkout) == 0
-    assert json.loads((checkout / "figures" / "tsne.json").read_text())["numbers"] == {"x": 2}
+    output = capsys.readouterr().out
+    assert "1 of 1 notebooks are up to date on this machine" in output and "to run" not in output
+    assert published(checkout) == before
 
 
-def test_smoke_runs_write_elsewhere(checkout):
-    assert run(checkout, "--profile", "smoke") == 0
-    assert not (checkout / "figures").exists() and (checkout / "build" / "smoke" / "tsne.json").exists()
+def test_committed_results_are_the_reference_and_not_a_result_of_this_machine(checkout, capsys):
+    assert run(checkout) == 0
+    shutil.rmtree(checkout / "build")  # a fresh clone, with results of the same code
+    capsys.readouterr()
+    write_notebook(checkout, ["x = 6", SAVE])
+    assert run(checkout) == 0
+    output = capsys.readouterr().out
+    assert "0 of 1 verdicts are those of the committed results: build/agreement.md" in output
+    assert "2.5 (tsne.mnist)" in output and "about 0 s" in output
+    assert read_json(checkout / "build" / "reference" / "tsne.json")["numbers"] == {"x": 1}
+    assert "| tsne | 0.5 | 0.5 | 0 of 1 | 0 of 1 | 2.5 (tsne.mnist) |" in (
+        checkout / "build" / "agreement.md"
+    ).read_text(encoding="utf-8")
+    write_notebook(checkout, ["x = 2", SAVE])
+    assert run(checkout) == 0  # the reference stays, whatever this machine has written in its place
+    assert "1 of 1 verdicts" in capsys.readouterr().out
+    assert read_json(checkout / "build" / "reference" / "tsne.json")["numbers"] == {"x": 1}
+
+
+def test_the_reference_is_what_git_has(checkout):
+    (checkout / "figures").mkdir()
+    (checkout / "figures" / "tsne.json").write_text('{"committed": true}')
+    for command in (["init", "-q"], ["add", "figures"], ["commit", "-q", "-m", "x"]):
+        who = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+        subprocess.run(["git", *who, *command], cwd=checkout, check=True)
+    (checkout / "figures" / "tsne.json").write_text('{"committed": false}')
+    assert agreement.read_reference("tsne", checkout) == {"committed": True}
+
+
+def edit_package(root):
+    with open(root / "mnist1d" / "transform.py", "a", encoding="utf-8") as file:
+        file.write("\n\ndef pad(*arguments):\n    return arguments\n")
+
+
+def damage_stamp(root):
+    (root / "build" / "stamps" / "paper" / "tsne.json").write_text("[" * 100_000)
+
+
+def change_version(root):
+    path = root / "build" / "stamps" / "paper" / "tsne.json"
+    stamp = read_json(path)
+    stamp["versions"]["torch"] = "1.0"
+    path.write_text(json.dumps(stamp))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda root: (root / "figures" / "tsne.png").unlink(),
+        lambda root: (root / "figures" / "tsne.png").write_bytes(b"half a pict"),
+        lambda root: (root / "figures" / "tsne.json").write_text("[" * 100_000),
+        lambda root: write_notebook(root, ["x = 2", SAVE]),
+        edit_package,
+        damage_stamp,
+        change_version,
+    ],
+    ids=["no picture", "a damaged picture", "damaged results", "a cell", "a module", "a damaged stamp", "a version"],
+)
+def test_what_is_missing_damaged_or_changed_is_stale(checkout, damage):
+    assert run(checkout) == 0 and not run_notebooks.is_stale("tsne", Run(checkout))
+    damage(checkout)
+    assert run_notebooks.is_stale("tsne", Run(checkout))
+    assert run(checkout) == 0 and not run_notebooks.is_stale("tsne", Run(checkout))
+
+
+@pytest.mark.parametrize("profile", ["quick", "smoke"])
+def test_other_profiles_write_elsewhere(checkout, capsys, profile):
+    source = (checkout / "notebooks" / "tsne.ipynb").read_bytes()
+    assert run(checkout, "--profile", profile) == 0
+    made = {path.name for path in (checkout / "build" / profile).iterdir()}
+    assert made == {"tsne.json", "tsne.png", "tsne.ipynb"} and not (checkout / "figures").exists()
+    assert (checkout / "notebooks" / "tsne.ipynb").read_bytes() == source
+    assert "committed" not in capsys.readouterr().out
+    assert run(checkout, "--profile", profile) == 0 and "up to date" in capsys.readouterr().out
+
+
+def test_a_replicate_has_other_seeds_and_leaves_the_figures(checkout, capsys):
+    assert run(checkout) == 0
+    before = published(checkout)
+    write_notebook(checkout, ["import os\nx = int(os.environ['MNIST1D_SEED_OFFSET'])", SAVE])
+    assert run(checkout, "--offset", "4") == 0
+    assert read_json(checkout / "build" / "replicate" / "tsne.json")["numbers"] == {"x": 4}
+    assert published(checkout) == before
+    assert "build/replicate/agreement.md" in capsys.readouterr().out
+    assert run_notebooks.is_stale("tsne", Run(checkout, offset=5))
+    assert not run_notebooks.is_stale("tsne", Run(checkout, offset=4))
 
 
 @pytest.mark.parametrize("profile", ["smoke", "paper"])
@@ -112,18 +245,33 @@ def test_notebooks_run_side_by_side(checkout, monkeypatch, profile):
     monkeypatch.setenv("JOBS", "2")
     meet = "import pathlib, time\npathlib.Path('{}').touch()\nwhile not pathlib.Path('{}').exists(): time.sleep(0.1)"
     write_notebook(checkout, ["x = 1", meet.format("one", "other"), SAVE])
-    save = "from mnist1d.results import save_results\nsave_results('quickstart', seeds=[0], numbers={}, verdicts=[])"
-    write_notebook(checkout, [meet.format("other", "one"), save], "quickstart")
+    write_notebook(checkout, ["x = 1", meet.format("other", "one"), SAVE.replace("tsne", "pooling")], "pooling")
     assert run(checkout, "--profile", profile, "--limit", "60") == 0
-    target = checkout / ("figures" if profile == "paper" else "build/smoke")
-    results = {path.stem: json.loads(path.read_text()) for path in target.glob("*.json")}
-    assert {slug: r["jobs"] for slug, r in results.items()} == {"quickstart": 1, "tsne": 1}
+    results = [read_json(path) for path in Run(checkout, profile).target.glob("*.json")]
+    assert {r["slug"]: r["jobs"] for r in results} == {"pooling": 1, "tsne": 1}
 
 
 def test_a_notebook_alone_has_all_cores(checkout, monkeypatch):
     monkeypatch.setenv("JOBS", "3")
     assert run(checkout) == 0
-    assert json.loads((checkout / "figures" / "tsne.json").read_text())["jobs"] == 3
+    assert read_json(checkout / "figures" / "tsne.json")["jobs"] == 3
+
+
+def test_the_shortest_notebook_comes_first_and_then_the_longest(checkout, capsys):
+    (checkout / "figures").mkdir()
+    for slug, seconds in {"a": 100, "b": 3, "c": 400, "d": 60}.items():
+        results = {"profile": "paper", "seconds": seconds / 2, "jobs": 2}
+        (checkout / "figures" / f"{slug}.json").write_text(json.dumps(results))
+    slugs = run_notebooks.order(["a", "b", "c", "d"], Run(checkout))
+    assert slugs == ["b", "c", "a", "d"]
+    run_notebooks.announce(slugs, Run(checkout), 2)
+    run_notebooks.announce(["c"], Run(checkout), 2)
+    run_notebooks.announce(["b", "tsne"], Run(checkout), 2)
+    run_notebooks.announce(["b"], Run(checkout, "quick"), 2)
+    output = capsys.readouterr().out
+    assert "4 notebooks to run, profile paper: about 7 min on 2 cores" in output and "b, c, a, d" in output
+    assert ": about 3 min on 2 cores" in output and ": at least about 3 s on 2 cores" in output
+    assert "profile quick: no times are recorded" in output
 
 
 @pytest.mark.parametrize(
@@ -134,15 +282,16 @@ def test_a_notebook_alone_has_all_cores(checkout, monkeypatch):
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "the kernel died"),
         ("import time; time.sleep(60)", "a cell ran longer than 3 s"),
         ("", "without its results file"),
+        (SAVE + "\n(folder / 'tsne.json').write_text('[' * 100_000)", "without its results file"),
     ],
 )
 def test_a_failed_run_is_reported_and_leaves_everything_as_it_was(checkout, capsys, cell, reason):
     assert run(checkout) == 0
     before = published(checkout)
-    save_figure_first = SAVE.split("verdicts")[0]
-    write_notebook(checkout, ["x = 2", save_figure_first, cell])
+    figure_first = "import os, pathlib; pathlib.Path(os.environ['MNIST1D_OUTPUT'], 'tsne.png').touch()"
+    write_notebook(checkout, ["x = 2", figure_first, cell])
     source = (checkout / "notebooks" / "tsne.ipynb").read_bytes()
-    # A short limit where it must strike, none elsewhere: on a busy machine importing torch takes seconds.
+    # A short limit where it must strike, none elsewhere: a machine may be busy.
     limit = ["--limit", "3"] if "longer than" in reason else []
     assert run(checkout, *limit) == 1
     assert reason in capsys.readouterr().out
@@ -152,25 +301,88 @@ def test_a_failed_run_is_reported_and_leaves_everything_as_it_was(checkout, caps
     assert run(checkout) == 0 and not (checkout / "build" / "tsne.failed.ipynb").exists()
 
 
-@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_a_killed_runner_resumes(checkout, kill):
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"cells": 1}', "[" * 100_000])
+def test_a_broken_notebook_is_one_failed_row(checkout, capsys, content):
+    (checkout / "notebooks" / "broken.ipynb").write_text(content)
+    assert run(checkout) == 1
+    output = capsys.readouterr().out
+    assert "FAILED" in output and "1 of 1" in output and "in all" in output
+    assert (checkout / "figures" / "tsne.json").exists()
+    assert (checkout / "notebooks" / "broken.ipynb").read_text() == content
+
+
+def test_an_edit_of_the_notebook_during_its_run_is_kept(checkout, capsys):
+    edit = """
+import nbformat
+notebook = nbformat.read("tsne.ipynb", 4)
+notebook.cells[0].source = "x = 7"
+nbformat.write(notebook, "tsne.ipynb")
+"""
+    write_notebook(checkout, ["x = 1", edit, SAVE])
+    assert run(checkout) == 1
+    assert "the edit is kept and nothing is published" in capsys.readouterr().out
+    assert nbformat.read(checkout / "notebooks" / "tsne.ipynb", 4).cells[0].source == "x = 7"
+    assert not published(checkout) and (checkout / "build" / "tsne.failed.ipynb").exists()
+
+
+@pytest.mark.parametrize("revert", ["", "path.write_text(source, encoding='utf-8')"], ids=["kept", "taken back"])
+def test_results_of_a_package_that_was_edited_during_the_run_are_not_published(checkout, capsys, revert):
+    edit = """
+path = Path("../mnist1d/transform.py")
+source = path.read_text(encoding="utf-8")
+path.write_text(source + "\\n\\ndef pad(*arguments):\\n    return arguments\\n", encoding="utf-8")
+"""
+    write_notebook(checkout, [USE_PACKAGE + "\nfrom pathlib import Path", edit + SAVE + "\n" + revert])
+    assert run(checkout) == 1
+    assert "mnist1d was edited during the run; nothing is published" in capsys.readouterr().out
+    assert not published(checkout)
+
+
+def test_a_package_of_another_checkout_is_noticed(checkout):
+    """As where a checkout is copied with its .venv, whose mnist1d is the original's."""
+    shutil.copytree(ROOT / "tools", checkout / "tools", ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "tools/run_notebooks.py"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.run(command, check=False, cwd=checkout, env=environment, capture_output=True, encoding="utf-8")
+    assert process.returncode == 1 and not (checkout / "build").exists()
+    assert process.stderr.startswith(f"mnist1d is imported from {ROOT / 'mnist1d'}, not from {checkout}")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("kill", ["SIGKILL", "SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_killed_runner_leaves_no_process_and_resumes(checkout, kill):
     process = start_sleeper(checkout)
-    process.send_signal(kill)
-    output, _ = process.communicate(timeout=30)
-    assert process.returncode != 0 and (kill == signal.SIGKILL or "interrupted; run again to go on" in output)
-    assert not (checkout / "figures").exists()
+    pids = [int(pid) for pid in (checkout / "notebooks" / "pids").read_text().split()]
+    assert all(map(is_alive, pids))
+    process.send_signal(getattr(signal, kill))
+    output, _ = process.communicate(timeout=30)  # returns when nobody holds the pipe any more
+    assert process.returncode != 0 and (kill == "SIGKILL" or "interrupted; run again to go on" in output)
+    wait_until(lambda: not any(map(is_alive, pids)), 10)
+    assert not published(checkout)
     (checkout / "notebooks" / "asleep").unlink()
     assert run(checkout) == 0
-    assert sorted(published(checkout)) == ["tsne.json", "tsne.pdf", "tsne.png"]
+    assert sorted(published(checkout)) == ["tsne.json", "tsne.png"]
 
 
-def test_a_kernel_that_starts_after_an_interrupt_does_no_work(checkout, monkeypatch):
-    monkeypatch.setattr(run_notebooks, "STOP", threading.Event())
-    run_notebooks.STOP.set()
+def test_a_worker_that_outlives_its_kernel_is_ended(checkout):
+    leave = """
+import pathlib, subprocess, sys
+worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+pathlib.Path("pids").write_text(str(worker.pid))
+"""
+    write_notebook(checkout, ["x = 1", leave, SAVE])
+    assert run(checkout) == 0
+    pid = int((checkout / "notebooks" / "pids").read_text())
+    wait_until(lambda: not is_alive(pid), 10)
+
+
+def test_a_kernel_that_starts_after_an_interrupt_does_no_work(checkout):
     write_notebook(checkout, ["import pathlib; pathlib.Path('started').touch()"])
-    with pytest.raises(run_notebooks.RunError, match="interrupted"):
-        run_notebooks.run_notebook("tsne", checkout, "paper", 60, 1, None)
-    assert not (checkout / "notebooks" / "started").exists() and not run_notebooks.RUNNING
+    with kernels.Guard() as guard:
+        guard.close()
+        with pytest.raises(run_notebooks.RunError, match="interrupted"):
+            run_notebooks.run_notebook("tsne", Run(checkout), 1, guard)
+    assert not (checkout / "notebooks" / "started").exists()
 
 
 def test_two_runners_at_once(checkout):
@@ -183,37 +395,107 @@ def test_two_runners_at_once(checkout):
     assert first.returncode == 0
 
 
-@pytest.mark.parametrize(
-    "damage", ["", "{", "[]", '{"profile": "smoke"}', '{"profile": "paper", "code": "of another version"}']
-)
-def test_a_damaged_or_foreign_results_file_is_stale(checkout, damage):
-    (checkout / "figures").mkdir()
-    (checkout / "figures" / "tsne.json").write_text(damage)
-    assert run_notebooks.is_stale("tsne", checkout)
-    assert run(checkout) == 0 and not run_notebooks.is_stale("tsne", checkout)
-
-
 def test_a_full_disk_is_reported_and_leaves_the_old_figure(checkout, capsys, monkeypatch):
     assert run(checkout) == 0
     before = published(checkout)
     write_notebook(checkout, ["x = 2", SAVE])
+    write = run_notebooks.write
 
-    def no_space(path, mode="wb"):
-        raise OSError(28, "No space left on device", str(path))
+    def no_space(path, content):
+        if path.suffix != ".md":
+            raise OSError(28, "No space left on device", str(path))
+        write(path, content)
 
-    monkeypatch.setattr(run_notebooks, "open_for_rename", no_space)
+    monkeypatch.setattr(run_notebooks, "write", no_space)
     assert run(checkout) == 1
     assert "No space left on device" in capsys.readouterr().out
     assert published(checkout) == before
 
 
-def test_bad_input_stops_before_any_kernel_starts(checkout, monkeypatch, capsys):
-    with pytest.raises(SystemExit):
-        run(checkout, "nonsense")
-    assert "no such notebook: nonsense; there are tsne" in capsys.readouterr().err
-    monkeypatch.setenv("JOBS", "0")
-    with pytest.raises(ValueError, match="JOBS='0'"):
+def test_sockets_need_no_short_folder_for_temporary_files(checkout, monkeypatch, tmp_path):
+    long = tmp_path / ("a" * 104)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    assert run(checkout) == 0
+
+
+def test_settings_of_the_user_do_not_reach_a_kernel(checkout, monkeypatch, tmp_path):
+    startup = tmp_path / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "00-mine.py").write_text("mine = True")
+    (tmp_path / "matplotlibrc").write_text("lines.linewidth: 77\n")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("MATPLOTLIBRC", str(tmp_path / "matplotlibrc"))
+    look = "import matplotlib\nassert matplotlib.rcParams['lines.linewidth'] < 77 and 'mine' not in globals()\nx = 1"
+    write_notebook(checkout, [look, SAVE])
+    assert run(checkout) == 0
+
+
+def test_files_are_utf_8_whatever_the_locale_is(checkout):
+    write_notebook(checkout, ["x = 1\nprint('5 ± 1 ≥ 4 ✓')", SAVE])
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    process = start(checkout, **locale)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "5 ± 1 ≥ 4 ✓" in (checkout / "notebooks" / "tsne.ipynb").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("JOBS", "0"),
+        ("JOBS", "²"),
+        ("JOBS", "two"),
+        ("MNIST1D_DEVICE", "gpu"),
+        ("MNIST1D_DEVICE", "cuda:99"),
+        ("MNIST1D_PROFILE", "fast"),
+        ("MNIST1D_SEED_OFFSET", "-1"),
+        ("MNIST1D_DATA", "nowhere"),
+    ],
+)
+def test_a_bad_variable_is_named_before_any_kernel_starts(checkout, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match=f"^{name}='{value}': must be [^\n]+$"):
         run(checkout)
+    assert not (checkout / "build").exists()
+
+
+def test_bad_arguments_are_named_before_any_kernel_starts(checkout, capsys):
+    for arguments, message in [
+        (["nonsense"], "no such notebook: nonsense; there are tsne"),
+        (["--offset", "-1"], "--offset must be at least 0"),
+        (["--offset", "5", "--profile", "smoke"], "--offset replicates the paper profile"),
+    ]:
+        with pytest.raises(SystemExit):
+            run(checkout, *arguments)
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["build", "figures"])
+def test_an_unwritable_folder_is_named_before_any_kernel_starts(checkout, name):
+    (checkout / name).write_text("a file in the folder's place")
+    with pytest.raises(SystemExit, match=f"{name}: cannot be written to"):
+        run(checkout)
+
+
+def test_a_shift_is_measured_in_standard_deviations():
+    def part(mean, sd):
+        return {"part": "", "mean": mean, "sd": sd}
+
+    assert agreement.measure_shift(part(3.0, 3.0), part(8.0, 4.0)) == pytest.approx(5 / math.sqrt(12.5))
+    assert agreement.measure_shift(part(3.0, 0.0), part(3.0, 0.0)) == 0
+    assert agreement.measure_shift(part(3.0, 0.0), part(4.0, 0.0)) == math.inf
+    assert agreement.measure_shift(part(3.0, None), part(4.0, None)) is None
+
+
+def test_claims_that_only_one_side_has_are_not_compared():
+    def results(**verdicts):
+        measured = [{"part": "", "mean": 1.0, "sd": 1.0}]
+        return {"claims": [{"id": name, "verdict": v, "measured": measured} for name, v in verdicts.items()]}
+
+    here, reference = results(a="partly", b="reproduced", c="partly"), results(a="partly", b="partly", d="partly")
+    assert agreement.compare(here, reference) == (1, 2, 0.0, "b")
+    assert agreement.compare(results(), reference) == (0, 0, None, "")
 
 
 def test_nbmake_fails_a_notebook_that_leaves_no_results(tmp_path):

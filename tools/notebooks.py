@@ -14,7 +14,7 @@ def read_notebook(slug):
     -------
     list of (type, source, tags)
     """
-    cells = json.loads((ROOT / "notebooks" / f"{slug}.ipynb").read_text())["cells"]
+    cells = json.loads((ROOT / "notebooks" / f"{slug}.ipynb").read_text(encoding="utf-8"))["cells"]
     return [(c["cell_type"], "".join(c["source"]), c["metadata"].get("tags", [])) for c in cells]
 
 

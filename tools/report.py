@@ -62,12 +62,14 @@ COLORS = {"holds": "#0072B2", "fails": "#D55E00", "undecided": "#777777"}
 
 def read_repository(root):
     """The one public address, owner/name, as pyproject.toml has it."""
-    return re.search(r'Repository = "https://github.com/([^"]+)"', (root / "pyproject.toml").read_text())[1]
+    return re.search(
+        r'Repository = "https://github.com/([^"]+)"', (root / "pyproject.toml").read_text(encoding="utf-8")
+    )[1]
 
 
 def read_json(path):
     """What a JSON file holds; {} where there is none."""
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def read_all(root):
@@ -161,7 +163,7 @@ def format_figures(results, repository, root):
             shown.append(f"{claim['statement']}: {claim['published']} → {format_measured(part)} {symbol}")
         verdicts = "".join(VERDICTS[c["verdict"]] for c in r["claims"]) + "–" * len(r["missing"])
         stale = f"<br>*{STALE}*" if is_stale(slug, r, root) else ""
-        thumbnail = f'<img src="figures/{slug}.png" width="160" alt="{FIGURES[slug]}">'
+        thumbnail = f'<img src="figures/{slug}.png" width="160" alt="the figure of {slug}">'
         rows.append(
             f"| {FIGURES[slug]} | [{slug}](notebooks/{slug}.ipynb)<br>{badge} | {'<br>'.join(shown)}{stale} "
             f"| {verdicts} | [{thumbnail}](figures/{slug}.png) |"
@@ -244,7 +246,7 @@ def render(root):
     results, replication = read_all(root), read_json(root / "figures" / "replication.json")
     parameters = read_json(root / "mnist1d" / "published.json")
     equal_work = read_json(root / "figures" / "equal_work.json")
-    readme, reproduction = (root / "README.md").read_text(), (root / "REPRODUCTION.md").read_text()
+    readme, reproduction = (root / "README.md").read_text(encoding="utf-8"), (root / "REPRODUCTION.md").read_text(encoding="utf-8")
     counts = count_verdicts(results, replication)
     readme = replace_block(readme, "verdicts", counts)
     readme = replace_block(readme, "figures", format_figures(results, read_repository(root), root))

@@ -3,35 +3,39 @@
 They run side by side, one on each core, so that no core waits while another ends a sweep, starts a kernel
 or draws a figure; a notebook that runs alone has all cores.
 
-A notebook is stale when its results file is missing, damaged, or was made by other code. A run works
-in `build/run/<slug>`; only a complete one moves its files to `figures/` and its outputs into the
-notebook, each by rename and the results file last. So a run can be killed at any moment and started again.
+What this machine has made is known by its stamps in `build/stamps`: the committed results are the reference,
+not a result of this machine. A run works in `build/run/<slug>`; only a complete one moves its files to their
+folder and its outputs into the notebook, each by rename, the results file and then the stamp last. So a run
+can be killed at any moment and started again.
 """
 
 import argparse
-import asyncio
-import fcntl
+import contextlib
+import hashlib
 import json
 import math
 import os
+import platform
 import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
+import filelock
 import nbformat
-from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from tqdm import tqdm
-from traitlets.config import Config
 
+import mnist1d
+from agreement import format_markdown, format_text, make_row, read_reference, read_results, summarize
+from kernels import Guard, Interrupted, execute
+from mnist1d import settings
 from mnist1d.results import code_digest
-from mnist1d.settings import get_jobs
 from mnist1d.training import KEEP_MEMORY
 from mnist1d.utils import open_for_rename
 
@@ -39,81 +43,187 @@ ROOT = Path(__file__).resolve().parent.parent
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
-RUNNING = set()  # the clients whose kernels have started
-STOP = threading.Event()  # set by an interrupt: no other kernel may start working
-
 
 class RunError(Exception):
     """A notebook did not complete; the message says why."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is run and where it goes.
+
+    Attributes
+    ----------
+    root : pathlib.Path
+        The checkout.
+    profile : str
+    offset : int
+        Added to every seed; a run with other seeds is a replicate and leaves `figures` alone.
+    limit : int
+        Seconds a cell may run.
+    """
+
+    root: Path
+    profile: str = "paper"
+    offset: int = 0
+    limit: int = 3600
+
+    @property
+    def name(self):
+        return "replicate" if self.offset else self.profile
+
+    @property
+    def is_published(self):
+        return self.name == "paper"
+
+    @property
+    def target(self):
+        """The folder that complete runs move their files to."""
+        return self.root / ("figures" if self.is_published else f"build/{self.name}")
+
+    def stamp(self, slug):
+        return self.root / "build" / "stamps" / self.name / f"{slug}.json"
+
+    def notebook(self, slug):
+        return self.root / "notebooks" / f"{slug}.ipynb"
 
 
 def list_slugs(root):
     return sorted(path.stem for path in (root / "notebooks").glob("*.ipynb"))
 
 
-def read_results(path):
-    """The results file as a dict, or None if it is missing or damaged."""
+def digest(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+def describe(slug, run):
+    """What decides the numbers of a notebook here: its code, this environment and the way it is run."""
+    packages = ("torch", "numpy", "scipy", "scikit-learn", "matplotlib")
+    return {
+        "code": code_digest(slug, run.root),
+        "profile": run.profile,
+        "offset": run.offset,
+        "device": str(settings.get_device()),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+    }
+
+
+def is_stale(slug, run):
+    """Whether the files in the target folder are not what this machine makes of the code as it stands."""
+    stamp = read_results(run.stamp(slug))
     try:
-        results = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return results if isinstance(results, dict) else None
+        if stamp is None or {**describe(slug, run), "files": stamp["files"]} != stamp:
+            return True
+        files = stamp["files"].items()
+        return not files or any(digest((run.target / name).read_bytes()) != made for name, made in files)
+    except Exception:  # a file is missing, or the stamp or the notebook cannot be read; its run says why
+        return True
 
 
-def read_seconds(slug, root):
-    """How long a notebook ran when its results were made; a notebook without results may be long."""
-    seconds = (read_results(root / "figures" / f"{slug}.json") or {}).get("seconds")
-    return seconds if isinstance(seconds, int | float) else math.inf
+def read_core_seconds(slug, run):
+    """How long a notebook took on one core when it last ran in this way; one that never did may be long."""
+    results = read_results(run.target / f"{slug}.json") or read_results(run.root / "figures" / f"{slug}.json") or {}
+    seconds, jobs = results.get("seconds"), results.get("jobs")
+    if results.get("profile") != run.profile or not all(isinstance(x, int | float) for x in (seconds, jobs)):
+        return math.inf
+    return seconds * jobs
 
 
-def is_stale(slug, root):
-    """Whether the published results of a notebook are not those of the code as it stands."""
-    results = read_results(root / "figures" / f"{slug}.json")
-    return results is None or results.get("profile") != "paper" or results.get("code") != code_digest(slug, root)
+def order(slugs, run):
+    """The shortest notebook first, for an early picture; then the longest, so that the last ones end together."""
+    by_length = sorted(slugs, key=lambda slug: read_core_seconds(slug, run), reverse=True)
+    return by_length[-1:] + by_length[:-1]
 
 
-@contextmanager
+def format_minutes(seconds):
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def announce(slugs, run, jobs):
+    """Say what will run, and about how long."""
+    known = [seconds for slug in slugs if (seconds := read_core_seconds(slug, run)) < math.inf]
+    about = "no times are recorded"
+    if known:
+        wall = max(sum(known) / jobs, max(known) / (jobs if len(slugs) == 1 else 1))
+        at_least = "" if len(known) == len(slugs) else "at least "
+        about = f"{at_least}about {format_minutes(wall)} on {jobs} cores by the recorded times"
+    print(f"{len(slugs)} notebooks to run, profile {run.profile}: {about}; what has finished is kept", flush=True)
+    print("  " + ", ".join(slugs), flush=True)
+
+
+@contextlib.contextmanager
 def only_runner(root):
     """Hold the lock of this checkout; a second runner stops with a message."""
-    (root / "build").mkdir(exist_ok=True)
-    with open(root / "build" / "run.lock", "w") as lock:
+    try:
+        with filelock.FileLock(root / "build" / "run.lock", timeout=0):
+            yield
+    except filelock.Timeout:
+        raise SystemExit("another run is under way in this checkout; wait for it or stop it") from None
+
+
+def check_folders(*folders):
+    """Exit with a message if a folder cannot be made or written to."""
+    for folder in folders:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SystemExit("another run is under way in this checkout; wait for it or stop it") from None
-        yield
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise SystemExit(f"{folder}: cannot be written to: {error.strerror}") from None
 
 
-def execute(notebook, folder, limit, environment, bar):
-    """Run all cells of a notebook in a fresh kernel, in place.
-
-    The kernel talks over a socket file, not over TCP ports that other kernels race for.
-    """
-
-    def started(**_):
-        RUNNING.add(client)
-        if STOP.is_set():
-            raise RunError("interrupted")
-
-    with tempfile.TemporaryDirectory(prefix="nb") as sockets:
-        client = NotebookClient(
-            notebook,
-            config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/k"}}),
-            kernel_name="python3",
-            timeout=limit,
-            resources={"metadata": {"path": str(folder)}},
-            record_timing=False,
-            coalesce_streams=True,
-            on_notebook_start=started,
-            on_cell_executed=lambda **_: bar.update(),
-        )
-        try:
-            asyncio.run(client.async_execute(env={**os.environ, **environment}))
-        finally:
-            RUNNING.discard(client)
+def check_package():
+    """Exit with a message if the package is that of another checkout, as in a copied .venv."""
+    package = Path(mnist1d.__file__).resolve().parent
+    if package != ROOT / "mnist1d":
+        raise SystemExit(f"mnist1d is imported from {package}, not from {ROOT}: remove .venv, then make setup")
 
 
-def run_notebook(slug, root, profile, limit, jobs, bar):
+def explain(error, limit):
+    """Why a notebook did not complete, in one line."""
+    if isinstance(error, CellExecutionError):
+        return f"{error.ename}: {error.evalue}"
+    if isinstance(error, CellTimeoutError):
+        return f"a cell ran longer than {limit} s"
+    if isinstance(error, DeadKernelError):
+        return "the kernel died"
+    return str(error) if isinstance(error, RunError | Interrupted) else f"{type(error).__name__}: {error}"
+
+
+def check_unchanged(slug, run, source, before, results):
+    """Raise RunError if anything that decides the numbers was edited during the run."""
+    if run.notebook(slug).read_bytes() != source:
+        raise RunError("the notebook was edited while it ran; the edit is kept and nothing is published, run again")
+    if before != describe(slug, run) or results.get("code") != before["code"]:
+        raise RunError("mnist1d was edited during the run; nothing is published, run again")
+
+
+def write(path, content):
+    with open_for_rename(path) as file:
+        file.write(content)
+
+
+def to_bytes(notebook):
+    return (nbformat.writes(notebook).rstrip("\n") + "\n").encode()
+
+
+def publish(slug, run, notebook, work, stamp):
+    """Move what a complete run made to where it belongs."""
+    made = sorted(work.iterdir(), key=lambda path: path.suffix == ".json")
+    files = {path.name: path.read_bytes() for path in made}
+    if run.is_published:
+        results, last = run.target / f"{slug}.json", read_results(run.stamp(slug)) or {"files": {}}
+        if results.is_file() and digest(results.read_bytes()) != last["files"].get(results.name):
+            write(run.root / "build" / "reference" / results.name, results.read_bytes())
+        write(run.notebook(slug), to_bytes(notebook))
+    else:
+        files = {f"{slug}.ipynb": to_bytes(notebook), **files}
+    for name, content in files.items():
+        write(run.target / name, content)
+    stamp = {**stamp, "files": {name: digest(content) for name, content in files.items()}}
+    write(run.stamp(slug), (json.dumps(stamp, indent=1) + "\n").encode())
+
+
+def run_notebook(slug, run, jobs, guard, on_cell=None):
     """Run one notebook on some cores and publish its files.
 
     Returns
@@ -125,72 +235,73 @@ def run_notebook(slug, root, profile, limit, jobs, bar):
     ------
     RunError
     """
-    path = root / "notebooks" / f"{slug}.ipynb"
-    notebook = nbformat.read(path, as_version=4)
+    path = run.notebook(slug)
+    source = path.read_bytes()
+    notebook = nbformat.reads(source.decode(), as_version=4)
     metadata = json.loads(json.dumps(notebook.metadata))
-    work = root / "build" / "run" / slug
+    before = describe(slug, run)
+    work = run.root / "build" / "run" / slug
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    failed = root / "build" / f"{slug}.failed.ipynb"
+    failed = run.root / "build" / f"{slug}.failed.ipynb"
     failed.unlink(missing_ok=True)
     environment = {
-        "MNIST1D_PROFILE": profile,
+        "MNIST1D_PROFILE": run.profile,
+        "MNIST1D_SEED_OFFSET": str(run.offset),
         "MNIST1D_OUTPUT": str(work),
         "TQDM_DISABLE": "1",
         "PYTHONHASHSEED": "0",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(run.root), os.environ.get("PYTHONPATH")])),
         "JOBS": str(jobs),
         "OMP_NUM_THREADS": "1",
         **KEEP_MEMORY,
     }
     try:
-        execute(notebook, path.parent, limit, environment, bar)
+        execute(notebook, path.parent, run.limit, environment, guard, on_cell)
         results = read_results(work / f"{slug}.json")
         if results is None:
             raise RunError("the notebook ended without its results file")
-    except (CellExecutionError, CellTimeoutError, DeadKernelError, RunError) as error:
-        with open_for_rename(failed, "w") as file:
-            nbformat.write(notebook, file)
-        if isinstance(error, CellExecutionError):
-            reason = f"{error.ename}: {error.evalue}"
-        else:
-            reasons = {CellTimeoutError: f"a cell ran longer than {limit} s", DeadKernelError: "the kernel died"}
-            reason = reasons.get(type(error), str(error))
-        raise RunError(f"{reason}; see {failed.relative_to(root)}") from error
+        check_unchanged(slug, run, source, before, results)
+    except Exception as error:  # whatever happened, the cells that ran are kept and the other notebooks go on
+        write(failed, to_bytes(notebook))
+        raise RunError(f"{explain(error, run.limit)}; see {failed.relative_to(run.root)}") from error
 
     notebook.metadata = nbformat.from_dict(metadata)
     for cell in notebook.cells:
         if "outputs" in cell:  # a progress bar is dead when its kernel is
             cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
-    target = root / ("figures" if profile == "paper" else "build/smoke")
-    target.mkdir(parents=True, exist_ok=True)
-    executed = path if profile == "paper" else target / path.name
-    with open_for_rename(executed, "w") as file:
-        nbformat.write(notebook, file)
-    for made in sorted(work.iterdir(), key=lambda p: p.suffix == ".json"):
-        with open_for_rename(target / made.name) as file:
-            file.write(made.read_bytes())
+    publish(slug, run, notebook, work, before)
     shutil.rmtree(work)
     return results
 
 
-def run_all(slugs, root, profile, limit):
-    """Run notebooks; for each that ended its results, or what became of it as text."""
+def count_cells(slug, run):
+    try:
+        cells = json.loads(run.notebook(slug).read_bytes())["cells"]
+        return sum(cell["cell_type"] == "code" for cell in cells)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # its own run says what is wrong with it
+        return 0
+
+
+def run_all(slugs, run, jobs):
+    """Run notebooks, in this order; for each that ended its results, or what became of it as text."""
 
     def work(slug):
         print(f"[{slugs.index(slug) + 1}/{len(slugs)}] {slug}\n", end="", flush=True)  # whole, beside other threads
         try:
-            return run_notebook(slug, root, profile, limit, get_jobs() // workers, bar)
-        except (RunError, OSError) as error:
-            return f"FAILED: {error}"
+            return run_notebook(slug, run, jobs // workers, guard, bar.update)
+        except Exception as error:  # one notebook's row, never the end of the others
+            return f"FAILED: {explain(error, run.limit)}"
 
     rows = []
-    STOP.clear()
-    workers = max(1, min(get_jobs(), len(slugs)))
-    slugs = sorted(slugs, key=lambda slug: read_seconds(slug, root), reverse=True)  # so that the last ones end together
-    notebooks = [nbformat.read(root / "notebooks" / f"{slug}.ipynb", as_version=4) for slug in slugs]
-    total = sum(cell.cell_type == "code" for notebook in notebooks for cell in notebook.cells)
+    workers = max(1, min(jobs, len(slugs)))
+    total = sum(count_cells(slug, run) for slug in slugs)
     # In the main thread nbclient would take over SIGINT, and stop in an unspecified state.
-    with tqdm(desc="cells", total=total, disable=None, leave=False) as bar, ThreadPoolExecutor(workers) as pool:
+    with (
+        tqdm(desc="cells", total=total, disable=None, leave=False) as bar,
+        ThreadPoolExecutor(workers) as pool,
+        Guard() as guard,
+    ):
         futures = {slug: pool.submit(work, slug) for slug in slugs}
         try:
             for slug, future in futures.items():
@@ -199,50 +310,74 @@ def run_all(slugs, root, profile, limit):
                     print(f"{slug} {rows[-1][1]}", flush=True)
         except KeyboardInterrupt:
             rows.append((slug, "interrupted; run again to go on"))
-            STOP.set()
+            guard.close()
             pool.shutdown(wait=False, cancel_futures=True)
-            for client in list(RUNNING):  # a kernel leads a process group of its own, its workers included
-                os.killpg(client.km.provisioner.pid, signal.SIGKILL)
     return rows
 
 
-def format_table(rows):
-    """Notebook, seconds, claims held."""
-    lines = [f"{'notebook':22s}{'seconds':>9s}  claims reproduced"]
-    for slug, outcome in rows:
-        if isinstance(outcome, dict):
-            verdicts = [claim["verdict"] for claim in outcome["claims"]]
-            held = f"{verdicts.count('reproduced')} of {len(verdicts)}" if verdicts else "-"
-            lines.append(f"{slug:22s}{outcome['seconds']:9.1f}  {held}")
-        else:
-            lines.append(f"{slug:22s}{'':9s}  {outcome}")
-    return "\n".join(lines)
+def report(outcomes, run):
+    """Print a table of what ran; beside complete runs of the paper's profile that of the committed results."""
+    compared = run.profile == "paper"
+    rows = [make_row(slug, outcome, read_reference(slug, run.root) if compared else None) for slug, outcome in outcomes]
+    if rows:
+        print(f"\n{format_text(rows)}")
+    if not compared:
+        return
+    done = dict(outcomes)
+    for slug in list_slugs(run.root):
+        if slug not in done and not is_stale(slug, run):
+            done[slug] = read_results(run.target / f"{slug}.json")
+    rows = [make_row(slug, done[slug], read_reference(slug, run.root)) for slug in list_slugs(run.root) if slug in done]
+    if not rows:
+        return
+    path = run.root / "build" / ("agreement.md" if run.is_published else "replicate/agreement.md")
+    about = f"Python {platform.python_version()}, torch {version('torch')}, {platform.system()} {platform.machine()}."
+    write(path, format_markdown(rows, about).encode())
+    print(f"\n{summarize(rows)}: {path.relative_to(run.root).as_posix()}")
 
 
 def main(arguments=None, root=ROOT):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("slugs", nargs="*", help="notebooks to run; by default all that are stale")
-    parser.add_argument("--profile", choices=("paper", "smoke"), default="paper")
+    parser.add_argument("--profile", choices=settings.PROFILES, default="paper")
+    parser.add_argument("--offset", type=int, default=0, help="added to every seed; results go to build/replicate")
     parser.add_argument("--limit", type=int, default=3600, help="seconds a cell may run")
     options = parser.parse_args(arguments)
-    get_jobs()  # a bad JOBS stops here, not in twelve kernels
-
+    if options.offset and options.profile != "paper":
+        parser.error("--offset replicates the paper profile")
+    if options.offset < 0 or options.limit < 1:
+        parser.error("--offset must be at least 0 and --limit at least 1")
     known = list_slugs(root)
     if unknown := set(options.slugs) - set(known):
         parser.error(f"no such notebook: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    check_package()
+    try:
+        settings.check_environment()
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+
+    run = Run(root, options.profile, options.offset, options.limit)
+    check_folders(root / "build", run.target)
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), signal.default_int_handler)
     with only_runner(root):
-        fresh = options.slugs or options.profile == "smoke"
         wanted = options.slugs or known
-        todo = [slug for slug in wanted if fresh or is_stale(slug, root)]
+        todo = order([slug for slug in wanted if options.slugs or is_stale(slug, run)], run)
         if len(todo) < len(wanted):
-            print(f"{len(wanted) - len(todo)} of {len(wanted)} notebooks are up to date")
+            print(f"{len(wanted) - len(todo)} of {len(wanted)} notebooks are up to date on this machine")
         began = time.monotonic()
-        rows = run_all(todo, root, options.profile, options.limit)
-    if rows:
-        print(f"\n{format_table(rows)}\n{time.monotonic() - began:.0f} s in all")
-    return 0 if all(isinstance(outcome, dict) for _, outcome in rows) else 1
+        outcomes = []
+        if todo:
+            jobs = settings.get_jobs()
+            announce(todo, run, jobs)
+            outcomes = run_all(todo, run, jobs)
+        report(outcomes, run)
+        if todo:
+            print(f"{time.monotonic() - began:.0f} s in all")
+    return 0 if all(isinstance(outcome, dict) for _, outcome in outcomes) else 1
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # a terminal may lack a letter of a message
     sys.exit(main())
