@@ -76,7 +76,7 @@ def test_a_network_without_any_path_can_be_trained(nb):
     np.testing.assert_allclose(history["test_loss"], np.log(10), rtol=1e-5)
 
 
-@pytest.mark.parametrize("treatment", [*TREATMENTS, "layers together"])
+@pytest.mark.parametrize("treatment", [*TREATMENTS, "global"])
 def test_prune_keeps_the_largest_of_each_group(nb, treatment):
     weights, masks = nb["draw_weights"](SEEDS)
     groups = nb["make_groups"](treatment)
@@ -124,9 +124,15 @@ def test_random_masks_have_the_density_of_a_ticket_and_belong_to_their_seed(nb, 
     assert (random["linear2.weight"][0] != random["linear2.weight"][1]).any()
 
 
-def test_search_rewinds_to_the_true_initial_weights(nb):
+def test_search_rewinds_to_the_original_initialisation(nb):
     """Every round after the first starts anew: the ticket trained alone gives what the search recorded."""
-    variant = {"masks": None, "density": None, "groups": TREATMENTS[0], "weights": "true", "data": "original"}
+    variant = {
+        "masks": None,
+        "density": None,
+        "groups": TREATMENTS[0],
+        "initialisation": "original",
+        "data": "original",
+    }
     variant |= {"steps": 6, "eval_every": 3, "keep": True}
     dense = nb["run"](variant, SEEDS)
     start = {"groups": TREATMENTS[0], "data": "original", "steps": 6, "rounds": 2, "last": 3, "dense": dense}
@@ -150,13 +156,13 @@ def test_initial_weights_of_each_control(nb):
     nb["train_subnetworks"] = spy
     variant = {"masks": None, "density": None, "groups": TREATMENTS[0], "data": "original"}
     variant |= {"steps": 1, "eval_every": 1, "keep": False}
-    for kind in ("true", "new", "new magnitudes"):
-        nb["run"]({**variant, "weights": kind}, SEEDS)
-    for name, true in nb["draw_weights"](SEEDS)[0].items():
-        mixed, new = used["new magnitudes"][name], used["new"][name]
-        assert (used["true"][name] == true).all()
-        assert (new != true).all()
-        assert (mixed.sign() == true.sign()).all() and (mixed.abs() == new.abs()).all()
+    for kind in ("original", "random", "original signs"):
+        nb["run"]({**variant, "initialisation": kind}, SEEDS)
+    for name, original in nb["draw_weights"](SEEDS)[0].items():
+        mixed, random = used["original signs"][name], used["random"][name]
+        assert (used["original"][name] == original).all()
+        assert (random != original).all()
+        assert (mixed.sign() == original.sign()).all() and (mixed.abs() == random.abs()).all()
 
 
 def test_datasets_change_what_they_say(nb):
