@@ -13,7 +13,7 @@ def test_without_a_gpu_one_line_says_so(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("shift", [0.0, 1.0])
-def test_losses_that_differ_are_found(monkeypatch, shift):
+def train_losses_that_differ_are_found(monkeypatch, shift):
     """On the CPU in a GPU's place, once with losses that are wrong there."""
     monkeypatch.setenv("MNIST1D_DEVICE", "cpu")
     monkeypatch.setenv("MNIST1D_REPLAY", "1")
@@ -23,7 +23,7 @@ def test_losses_that_differ_are_found(monkeypatch, shift):
     def train_wrongly(*arguments, **options):
         calls.append(options)
         history = train(*arguments, **options)
-        return {"test_loss": history["test_loss"] + (shift if len(calls) % 3 == 2 else 0)}
+        return {"train_loss": history["train_loss"] + (shift if len(calls) % 3 == 2 else 0)}
 
     monkeypatch.setattr(gpu, "train", train_wrongly)
     assert {holds for _, _, holds, _ in gpu.compare_models("cpu")} == {shift == 0}
