@@ -11,7 +11,7 @@ from mnist1d.models import count_parameters
 
 @pytest.fixture
 def namespace(notebook):
-    return notebook("double_descent")
+    return notebook("double_descent", N_CLASSES=10)
 
 
 @pytest.mark.parametrize("level", [0.05, 0.15, 0.3])
@@ -45,13 +45,12 @@ def test_cnn_has_the_published_number_of_parameters(namespace, channels):
     assert count_parameters(namespace["cnn"](channels)) == 6 * channels**2 + 58 * channels + 10
 
 
-def test_squared_error_is_summed_over_classes_and_averaged_over_examples(namespace):
+def test_squared_error_sums_over_classes_and_averages_over_the_batch(namespace):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(7, 10, generator=generator)
     targets = torch.randint(10, (7,), generator=generator)
-    expected = (
-        namespace["SQUARED_ERROR_WEIGHT"] * F.mse_loss(logits, F.one_hot(targets, 10).float(), reduction="sum") / 7
-    )
+    squares = (logits - torch.eye(10)[targets]) ** 2
+    expected = namespace["SQUARED_ERROR_WEIGHT"] * squares.sum(1).mean()
     torch.testing.assert_close(namespace["squared_error"](logits, targets), expected)
 
 
@@ -83,3 +82,19 @@ def test_levels_trained_together_equal_levels_trained_alone(notebook):
                 assert together[level][split].shape == (2, 3)
                 np.testing.assert_allclose(together[level][split][i], alone[split][0], atol=0.51)
     assert not np.array_equal(together[0.0]["train"], together[0.15]["train"])
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "squared error"])
+def test_each_loss_trains_all_seeds_together_as_one_by_one(notebook, loss, recwarn):
+    seeds = [0, 1]
+    make_noisy = notebook("double_descent")["make_noisy"]
+    knobs = {"LOSS_DATA": {seed: make_noisy(800, 0.15, seed) for seed in seeds}, "LOSS_TRAIN": 200, "LOSS_EPOCHS": 60}
+    cells = notebook("double_descent", N_CLASSES=10, **knobs)
+    function = {"cross-entropy": F.cross_entropy, "squared error": cells["squared_error"]}[loss]
+    together = cells["run_loss"]((function, 12), seeds)
+    for i, seed in enumerate(seeds):
+        alone = cells["run_loss"]((function, 12), [seed])
+        for split in ("train", "test"):
+            np.testing.assert_allclose(together[split][i], alone[split][0], atol=0.51)
+    assert together["train"][0] < 75  # it learns
+    assert [str(w.message) for w in recwarn] == []

@@ -281,6 +281,35 @@ def test_a_loss_that_counts_is_not_replayed():
         stack.backward(*draw()[0])
 
 
+@pytest.mark.parametrize("n_seeds", [1, 3])
+def test_a_loss_that_looks_rows_up_is_replayed(n_seeds):
+    def loss(out, y):
+        return F.mse_loss(out, torch.eye(10)[y])
+
+    def run(replay):
+        stack, losses = Stack(Logistic, range(n_seeds), loss=loss, replay=replay), []
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(6):
+            x, y = (
+                torch.randn(n_seeds, 8, 40, generator=generator),
+                torch.randint(10, (n_seeds, 8), generator=generator),
+            )
+            losses.append(stack.backward(x, y))
+            stack.step()
+        return torch.stack(losses), len(stack._recordings)
+
+    (ours, recordings), (plain, _) = run(True), run(False)
+    assert recordings == 1
+    torch.testing.assert_close(ours, plain)
+
+
+def test_a_mask_as_an_index_is_not_replayed():
+    stack = Stack(Logistic, [0], loss=lambda out, y: F.cross_entropy(out[y > 3], y[y > 3]))
+    x, y = torch.randn(1, 20, 40), torch.arange(20)[None] % 10
+    with pytest.warns(UserWarning, match="not replayed.*depends on the data"):
+        stack.backward(x, y)
+
+
 def test_what_changes_late_is_an_error_in_a_loop_of_ones_own(monkeypatch):
     monkeypatch.setattr("mnist1d.engine.stack.CHECK_EVERY", 10)
     weight = Hidden(1.0)

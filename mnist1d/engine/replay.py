@@ -71,7 +71,10 @@ class _Recorder(TorchDispatchMode):
         self.transposed, self.products = {}, {}  # by layout: what a tensor is the transpose of, or the product of
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if any(tag in function.tags for tag in UNKNOWN_SHAPE):
+        is_lookup = function is aten.index.Tensor and not any(
+            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+        )  # by positions, not by a mask, whose number of rows would depend on its values
+        if not is_lookup and any(tag in function.tags for tag in UNKNOWN_SHAPE):
             raise RefusedError(f"the shape or the value of what {function} gives depends on the data")
         is_transpose = function is aten.transpose.int and args[1:] == (1, 2)
         if is_transpose and _get_layout(args[0]) in self.products:
