@@ -49,7 +49,7 @@ figures: .venv/ready  ## run every notebook in full that this machine has not, r
 $(SLUGS): .venv/ready
 	$(RUN) $@
 
-quick: .venv/ready  ## run every notebook at a reduced scale, a minute or less each, without verdicts
+quick: .venv/ready  ## run every notebook in the quick profile, without verdicts
 	$(RUN) --profile quick
 
 OFFSET ?= 1000
