@@ -345,7 +345,7 @@ def no_verdict(slug):
     if settings.profile() != "paper":
         return f"the {settings.profile()} profile: no verdict"
     offset = int(os.environ.get("MNIST1D_SEED_OFFSET") or 0)
-    published = json.loads(Path(__file__).with_name("published.json").read_text()).get(slug, {})
+    published = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8")).get(slug, {})
     namespace = vars(sys.modules["__main__"])  # of the kernel
 
     def is_changed(name, value):
