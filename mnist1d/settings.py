@@ -117,7 +117,7 @@ def get_device() -> "torch.device":
     except RuntimeError as error:
         raise ValueError(f"MNIST1D_DEVICE={value!r}: must be a device such as cpu, cuda or cuda:1") from error
     kind = getattr(torch, device.type, None)  # torch.cpu, torch.cuda, torch.mps ...
-    if (device.index or 0) >= (kind.device_count() if hasattr(kind, "device_count") else 0):
+    if hasattr(kind, "device_count") and (device.index or 0) >= kind.device_count():
         raise ValueError(f"MNIST1D_DEVICE={value!r}: must be a device of this machine; torch finds no such one")
     return device
 

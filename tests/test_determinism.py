@@ -17,7 +17,7 @@ SMOKE = ROOT / "build" / "smoke"
 
 # Three of them on every run of the tests; a weekly workflow repeats all.
 ALL = os.environ.get("MNIST1D_REPEAT") == "all"
-SLUGS = run_notebooks.list_slugs(ROOT) if ALL else ["double_descent", "lottery_tickets", "metalearn_activation"]
+SLUGS = run_notebooks.list_slugs(ROOT) if ALL else ["double_descent", "metalearn_lr", "pooling"]
 
 
 def run(slug, folder, **environment):

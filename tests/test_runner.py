@@ -144,7 +144,7 @@ def test_a_complete_run_publishes_and_is_not_repeated(checkout, capsys):
     executed = nbformat.read(checkout / "notebooks" / "quickstart.ipynb", 4)
     assert executed.cells[1].outputs and "execution" not in executed.cells[0].metadata
     assert not executed.cells[0].outputs  # a progress bar says nothing after the run
-    assert "1 notebooks to run" in capsys.readouterr().out
+    assert "1 notebook to run" in capsys.readouterr().out
     before = published(checkout)
     assert run(checkout) == 0
     output = capsys.readouterr().out

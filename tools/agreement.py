@@ -84,7 +84,7 @@ def make_row(slug, outcome, reference):
         before = f"{reference['seconds']:.1f}"
         n_equal, n, largest, where = compare(outcome, reference)
         equal = f"{n_equal} of {n}" if n else "-"
-        shift = f"{largest:.1f} ({where})" if largest is not None else "-"
+        shift = "-" if largest is None else f"{largest:.1f} ({where})" if largest else "0"
     return (slug, seconds, before, held, equal, shift)
 
 

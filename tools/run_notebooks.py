@@ -147,7 +147,8 @@ def announce(slugs, run, jobs):
         wall = max(sum(known) / jobs, max(known) / (jobs if len(slugs) == 1 else 1))
         at_least = "" if len(known) == len(slugs) else "at least "
         about = f"{at_least}about {format_minutes(wall)} on {jobs} cores by the recorded times"
-    print(f"{len(slugs)} notebooks to run, profile {run.profile}: {about}; what has finished is kept", flush=True)
+    count = f"{len(slugs)} notebook{'s' * (len(slugs) > 1)} to run, profile {run.profile}"
+    print(f"{count}: {about}; what has finished is kept", flush=True)
     print("  " + ", ".join(slugs), flush=True)
 
 
