@@ -44,6 +44,20 @@ def test_pooling_equals_torch(kind, options):
     assert compare(kind(*options), 4, 3, 17)
 
 
+@pytest.mark.parametrize("options", [(2,), (3, 2), (2, 1), (1,), (3, 5)], ids=str)
+def test_pooling_of_images_equals_torch(options):
+    assert compare(nn.MaxPool2d(*options), 4, 3, 9, 12)
+
+
+def test_pooling_of_images_breaks_ties_as_torch_does():
+    x = torch.randint(3, (5, 2, 6, 8)).float().requires_grad_()
+    layer = nn.MaxPool2d(3, 2)
+    (plain,) = torch.autograd.grad(layer(x).square().sum(), x)
+    with swapped(find_layers(layer)):
+        (ours,) = torch.autograd.grad(layer(x).square().sum(), x)
+    torch.testing.assert_close(ours, plain)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_classifier_head_behind_a_convolution_equals_torch(bias):
     assert compare(nn.Sequential(nn.Conv1d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(60, 5, bias=bias)), 7, 3, 17)
@@ -68,6 +82,10 @@ def test_gru_equals_torch_in_output_last_state_and_every_gradient(options, batch
         nn.MaxPool1d(2, dilation=2),
         nn.MaxPool1d(2, ceil_mode=True),
         nn.MaxPool1d(2, return_indices=True),
+        nn.MaxPool2d(3, padding=1),
+        nn.MaxPool2d((2, 3)),
+        nn.MaxPool2d(2, ceil_mode=True),
+        nn.MaxPool2d(2, dilation=2),
         nn.AvgPool1d(3, padding=1),
         nn.AvgPool1d(2, ceil_mode=True),
         nn.GRU(4, 4, bias=False),

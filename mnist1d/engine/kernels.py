@@ -309,6 +309,22 @@ def _pool1d(layer, x):
     return out.permute(2, 0, 1)
 
 
+def _pool2d(layer, x):
+    """`nn.MaxPool2d` on x (example, channel, row, column): along columns, then rows, as torch breaks ties."""
+    size, stride = layer.kernel_size, layer.stride
+    if x.ndim != 4 or min(x.shape[2:]) < size:
+        return type(layer).forward(layer, x)
+    narrow, *_ = _Pool.apply(x.permute(2, 1, 3, 0), size, stride, True)  # (row, channel, column, example)
+    out, *_ = _Pool.apply(narrow.flatten(1), size, stride, True)
+    return out.unflatten(1, narrow.shape[1:]).permute(3, 1, 0, 2)
+
+
+def _is_plain_pool2d(layer):
+    if type(layer) is not nn.MaxPool2d or layer.padding or layer.ceil_mode or layer.return_indices:
+        return False
+    return layer.dilation == 1 and isinstance(layer.kernel_size, int) and isinstance(layer.stride, int)
+
+
 def _is_plain_pool(layer):
     zero = (0, (0,))
     if type(layer) is nn.MaxPool1d:
@@ -360,6 +376,8 @@ def find_layers(module):
             found.append((layer, _apply_linear))
         elif _is_plain_pool(layer):
             found.append((layer, _pool1d))
+        elif _is_plain_pool2d(layer):
+            found.append((layer, _pool2d))
         elif type(layer) is nn.GRU and layer.bias and not layer.dropout:
             found.append((layer, _run_gru))
     return found
