@@ -13,7 +13,7 @@ def test_without_a_gpu_one_line_says_so(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("shift", [0.0, 1.0])
-def train_losses_that_differ_are_found(monkeypatch, shift):
+def test_losses_that_differ_are_found(monkeypatch, shift):
     """On the CPU in a GPU's place, once with losses that are wrong there."""
     monkeypatch.setenv("MNIST1D_DEVICE", "cpu")
     monkeypatch.setenv("MNIST1D_REPLAY", "1")
