@@ -216,7 +216,9 @@ class TestMakefile:
     def make(self, root, *arguments):
         """Make, where `python -m venv` gives a python that notes its calls and makes what it is asked for."""
         python = root.parent / "python"
-        python.write_text(f"""#!{sys.executable}
+        python.write_text(f"""#!/bin/sh
+'''exec' "{sys.executable}" "$0" "$@"  # a shell's line, since no first line may name a path with a space
+' '''
 import os, pathlib, shutil, sys
 calls = pathlib.Path({str(root)!r}, "calls")
 if sys.argv[1:3] == ["-m", "venv"]:
