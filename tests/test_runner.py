@@ -248,6 +248,7 @@ def test_a_replicate_has_other_seeds_and_leaves_the_figures(checkout, capsys):
     assert not run_notebooks.is_stale("tsne", Run(checkout, offset=4))
 
 
+@pytest.mark.xdist_group("side by side")  # four kernels at once would make them wait for each other
 @pytest.mark.parametrize("profile", ["smoke", "paper"])
 def test_notebooks_run_side_by_side(checkout, monkeypatch, profile):
     monkeypatch.setenv("JOBS", "2")
