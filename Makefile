@@ -4,7 +4,6 @@ PYTHON ?= python3
 TORCH ?=
 RUN := .venv/bin/python tools/run_notebooks.py
 PYTEST := .venv/bin/python -m pytest -n auto --dist loadgroup
-ALONE := tests/test_properties.py tests/test_runner.py
 INSTALL := .venv/bin/python -m pip install --disable-pip-version-check --no-compile
 SLUGS := $(sort $(patsubst notebooks/%.ipynb,%,$(wildcard notebooks/*.ipynb)))
 
@@ -61,8 +60,7 @@ smoke: .venv/ready  ## walk through every notebook in seconds, without verdicts
 	$(RUN) --profile smoke
 
 test: .venv/ready lint  ## lint, unit tests, every notebook in the smoke profile, numeric tests as on other processors
-	$(PYTEST) $(ALONE:%=--ignore=%)
-	.venv/bin/python -m pytest $(ALONE)
+	$(PYTEST)
 	$(MAKE) numeric
 
 # What libraries compute with depends on the processor; these variables make it that of an old and of a common one.

@@ -220,7 +220,8 @@ def _resolve(args, template, changes):
     if args["seed"] is None:
         args["seed"] = int(np.random.SeedSequence().generate_state(1)[0])
         warnings.warn(f"seed=None: this dataset is drawn with seed={args['seed']}", stacklevel=3)
-    if args["url"] not in (None, DEFAULTS["url"]):
+    url = args["url"]
+    if url is not None and not (isinstance(url, str) and url == DEFAULTS["url"]):
         warnings.warn(f"args.url={args['url']!r} has no effect: nothing is downloaded", stacklevel=3)
     return args, template
 

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import threading
 import tokenize
 from collections import defaultdict
 from importlib.metadata import version
@@ -44,6 +45,15 @@ def _list_words(tree):
                 yield from word.split(".")
 
 
+_PARSING = threading.Lock()
+
+
+def _parse(source):
+    """`ast.parse`, one thread at a time: side by side it fails in Python 3.11."""
+    with _PARSING:
+        return ast.parse(source)
+
+
 def _read_package(root):
     """(text, words) of the package's top-level statements, by the words at which a statement counts.
 
@@ -56,7 +66,7 @@ def _read_package(root):
         if module in ("claims", "results"):
             continue
         lines = path.read_text(encoding="utf-8").splitlines()
-        for node in ast.parse("\n".join(lines)).body:
+        for node in _parse("\n".join(lines)).body:
             first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
             statement = _normalize("\n".join(lines[first - 1 : node.end_lineno]) + "\n"), set(_list_words(node))
             if isinstance(node, ast.Import | ast.ImportFrom):
@@ -92,7 +102,7 @@ def code_digest(slug, root):
     cells = json.loads((Path(root) / "notebooks" / f"{slug}.ipynb").read_text(encoding="utf-8"))["cells"]
     source = "\n".join("".join(cell["source"]) + "\n" for cell in cells if cell["cell_type"] == "code")
     source = re.sub(r"^(\s*)([%!].*)$", lambda m: f"{m[1]}magic({m[2]!r})", source, flags=re.M)  # no Python
-    statements, reached, seen, todo = _read_package(root), set(), set(), set(_list_words(ast.parse(source)))
+    statements, reached, seen, todo = _read_package(root), set(), set(), set(_list_words(_parse(source)))
     while todo:
         seen.add(word := todo.pop())
         for text, words in statements.get(word, ()):
