@@ -11,7 +11,6 @@ post of 2020; S, *Training Networks in Random Subspaces*, 2017.
 
 import json
 import math
-import os
 import re
 import sys
 from dataclasses import dataclass
@@ -344,7 +343,7 @@ def no_verdict(slug):
     """
     if settings.profile() != "paper":
         return f"the {settings.profile()} profile: no verdict"
-    offset = int(os.environ.get("MNIST1D_SEED_OFFSET") or 0)
+    offset = settings.seed_offset()
     published = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8")).get(slug, {})
     namespace = vars(sys.modules["__main__"])  # of the kernel
 

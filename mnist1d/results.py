@@ -163,7 +163,7 @@ def save_results(slug, *, seeds, numbers, verdicts, missing=None, images=()):
         "seconds": round(settings.seconds(), 1),
         "peak_memory_mib": round(settings.note_peak_memory() / 2**20),
         "seeds": list(seeds),
-        "seed_offset": int(os.environ.get("MNIST1D_SEED_OFFSET") or 0),
+        "seed_offset": settings.seed_offset(),
         "numbers": to_json(numbers),
         "claims": [] if reason else to_json(verdicts),
         "missing": missing,
