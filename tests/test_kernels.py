@@ -29,6 +29,26 @@ def test_convolution_equals_torch(kernel, stride, padding, bias):
     assert compare(nn.Conv1d(3, 6, kernel, stride=stride, padding=padding, bias=bias), 4, 3, 17)
 
 
+@pytest.mark.parametrize(("dilation", "padding", "stride"), [(2, 0, 1), (4, 8, 1), (3, 5, 2), (8, 16, 1), (5, 12, 3)])
+def test_dilated_convolution_equals_torch(dilation, padding, stride):
+    assert compare(nn.Conv1d(3, 6, 3, stride=stride, padding=padding, dilation=dilation), 4, 3, 17)
+
+
+def test_a_tap_that_lies_outside_everywhere_adds_nothing():
+    assert compare(nn.Conv1d(1, 2, 3, padding=9, dilation=9), 2, 1, 5)
+
+
+@pytest.mark.parametrize("options", [(2, 2), (2, 3, 2), (3, 2), (2.5, 2, 1)], ids=str)
+def test_pooling_by_power_equals_torch(options):
+    layer, x = nn.LPPool1d(*options), torch.rand(4, 3, 17, dtype=torch.float64) + 0.1
+    x.requires_grad_()
+    (plain,) = torch.autograd.grad((y := layer(x)).square().sum(), x)
+    with swapped(find_layers(layer)):
+        (ours,) = torch.autograd.grad((z := layer(x)).square().sum(), x)
+    assert find_layers(layer)
+    torch.testing.assert_close((ours, z), (plain, y))
+
+
 @pytest.mark.parametrize(
     ("size", "kernel", "stride", "padding"),
     [((28, 28), 3, 2, 1), ((7, 7), 3, 2, 1), ((12, 12), 5, 1, 0), ((9, 11), 4, 1, 2), ((28, 27), 5, 2, 2)],
@@ -73,7 +93,6 @@ def test_gru_equals_torch_in_output_last_state_and_every_gradient(options, batch
     "layer",
     [
         nn.Conv1d(4, 4, 3, groups=2),
-        nn.Conv1d(4, 4, 3, dilation=2),
         nn.Conv1d(4, 4, 3, padding=1, padding_mode="circular"),
         nn.Conv1d(4, 4, 3, padding="same"),
         nn.Conv2d(4, 4, 3, stride=(1, 2)),

@@ -1,8 +1,8 @@
 """What torch's convolutions, pools, linear layers and `nn.GRU` compute, arranged for many small models on a CPU.
 
 The parameters and results are those of torch's layers, to rounding; only the order in memory is another:
-it runs along the examples of a batch, the longest axis. A layer that a kernel does not cover (dilation,
-groups, padding modes, unequal strides, padded pooling, an initial state) runs as torch wrote it.
+it runs along the examples of a batch, the longest axis. A layer that a kernel does not cover (groups, padding
+modes, dilated images, unequal strides, padded pooling, an initial state) runs as torch wrote it.
 """
 
 from contextlib import contextmanager
@@ -22,23 +22,25 @@ class _Windows(Function):
     """
 
     @staticmethod
-    def get_taps(length, size, stride, padding):
-        """For each tap: the range of windows in which it lies inside the signal, and its positions there."""
-        n = (length + 2 * padding - size) // stride + 1
-        for tap in range(size):
-            first = max(0, -((tap - padding) // stride))
-            last = min(n, (length - 1 - tap + padding) // stride + 1)
-            start = first * stride + tap - padding
-            yield first, last, slice(start, start + (last - first - 1) * stride + 1, stride)
+    def count(length, size, stride, padding, dilation):
+        """The number of windows."""
+        return (length + 2 * padding - dilation * (size - 1) - 1) // stride + 1
 
     @staticmethod
-    def forward(x, size, stride, padding):
+    def get_taps(length, size, stride, padding, dilation=1):
+        """For each tap: the range of windows in which it lies inside the signal, and its positions there."""
+        n = _Windows.count(length, size, stride, padding, dilation)
+        for tap in range(0, dilation * size, dilation):
+            first = max(0, -((tap - padding) // stride))
+            last = max(first, min(n, (length - 1 - tap + padding) // stride + 1))
+            start = first * stride + tap - padding
+            yield first, last, slice(start, max(start, start + (last - first - 1) * stride + 1), stride)
+
+    @staticmethod
+    def forward(x, size, *geometry):
         *lead, channels, length, batch = x.shape  # vmap adds the axis of models in front
-        n = (length + 2 * padding - size) // stride + 1
-        out = x.new_empty(*lead, size, channels, n, batch)
-        for shifted, (first, last, at) in zip(
-            out.unbind(-4), _Windows.get_taps(length, size, stride, padding), strict=True
-        ):
+        out = x.new_empty(*lead, size, channels, _Windows.count(length, size, *geometry), batch)
+        for shifted, (first, last, at) in zip(out.unbind(-4), _Windows.get_taps(length, size, *geometry), strict=True):
             for outside in (shifted[..., :first, :], shifted[..., last:, :]):
                 if outside.numel():
                     outside.zero_()
@@ -57,7 +59,7 @@ class _Windows(Function):
         taps = grad.unflatten(-3, (ctx.geometry[0], -1)).unbind(-4)
         for tap, (first, last, at) in zip(taps, _Windows.get_taps(ctx.shape[-2], *ctx.geometry), strict=True):
             grad_x[..., at, :].add_(tap[..., first:last, :])
-        return grad_x, None, None, None
+        return grad_x, None, None, None, None
 
     @staticmethod
     def vmap(info, in_dims, x, *geometry):
@@ -264,17 +266,19 @@ class _GRUScan(Function):
 
 
 def _is_plain(layer):
-    """Whether a convolution is without groups, dilation and special padding, and alike along its axes."""
+    """Whether a convolution is without groups and special padding, alike along its axes, and dilated in 1d at most."""
     same = [len(set(sizes)) == 1 for sizes in (layer.stride, layer.dilation)]
     zeros = layer.padding_mode == "zeros" and not isinstance(layer.padding, str) and len(set(layer.padding)) == 1
-    return layer.groups == 1 and layer.dilation[0] == 1 and zeros and all(same)
+    dilated = type(layer) is nn.Conv1d or layer.dilation[0] == 1
+    return layer.groups == 1 and dilated and zeros and all(same)
 
 
 def _convolve1d(layer, x):
     """`nn.Conv1d` on x (example, channel, position), as one matrix product with shifted copies of the signal."""
     if x.ndim != 3 or x.is_complex():
         return type(layer).forward(layer, x)
-    windows = _Windows.apply(x.permute(1, 2, 0), layer.kernel_size[0], layer.stride[0], layer.padding[0])
+    geometry = (sizes[0] for sizes in (layer.kernel_size, layer.stride, layer.padding, layer.dilation))
+    windows = _Windows.apply(x.permute(1, 2, 0), *geometry)
     out = layer.weight.transpose(1, 2).flatten(1) @ windows.flatten(1)  # (out, window * example)
     if layer.bias is not None:
         out = out + layer.bias[:, None]
@@ -307,6 +311,15 @@ def _pool1d(layer, x):
         return type(layer).forward(layer, x)
     out, *_ = _Pool.apply(x.permute(1, 2, 0), size, stride, type(layer) is nn.MaxPool1d)
     return out.permute(2, 0, 1)
+
+
+def _pool1d_by_power(layer, x):
+    """`nn.LPPool1d` on x (example, channel, position): the root of the summed powers, as torch computes it."""
+    size, stride, power = layer.kernel_size, layer.stride or layer.kernel_size, float(layer.norm_type)
+    if x.ndim != 3 or x.is_complex() or x.shape[-1] < size:
+        return type(layer).forward(layer, x)
+    mean, *_ = _Pool.apply(x.pow(power).permute(1, 2, 0), size, stride, False)
+    return (mean.sign() * mean.abs().relu()).mul(size).pow(1 / power).permute(2, 0, 1)
 
 
 def _pool2d(layer, x):
@@ -376,6 +389,8 @@ def find_layers(module):
             found.append((layer, _apply_linear))
         elif _is_plain_pool(layer):
             found.append((layer, _pool1d))
+        elif type(layer) is nn.LPPool1d and isinstance(layer.kernel_size, int) and not layer.ceil_mode:
+            found.append((layer, _pool1d_by_power))
         elif _is_plain_pool2d(layer):
             found.append((layer, _pool2d))
         elif type(layer) is nn.GRU and layer.bias and not layer.dropout:

@@ -6,13 +6,10 @@ cannot (a module reads values, `vmap` does not know an operation, the results di
 """
 
 import copy
-import functools
 import os
-import random
 import warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
-import numpy as np
 import torch
 from torch import nn
 from torch.func import functional_call, vmap
@@ -20,22 +17,24 @@ from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
+from mnist1d.engine.checks import (
+    copy_module,
+    freeze_function,
+    freeze_module,
+    is_close,
+    keep_attributes,
+    keep_random_state,
+)
 from mnist1d.engine.draws import Draws
 from mnist1d.engine.kernels import find_layers, swapped
+from mnist1d.engine.optimizers import Optimizers
 from mnist1d.engine.replay import RefusedError, Replay
 from mnist1d.utils import set_seed
 
 __all__ = ["ReplayError", "Stack"]
 
-# Of these optimisers a step treats every number by itself, so that one of them serves all models.
-ELEMENTWISE = {
-    getattr(torch.optim, name)
-    for name in ["SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adadelta", "Adagrad", "RMSprop", "Rprop", "ASGD"]
-}
 CHECK_EVERY = 200  # steps between comparisons of a replay with autograd
 MAX_RECORDINGS = 4
-# Largest difference between two ways to compute a number, relative to the largest number of its kind in a model.
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 
 
 class ReplayError(RuntimeError):
@@ -52,108 +51,6 @@ class _Objective(nn.Module):
 
     def forward(self, *batch):
         return self.objective(self.module, *batch)
-
-
-@contextmanager
-def _keep_random_state():
-    """Leave the global random states of python, numpy and torch as they were."""
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
-
-
-def _copy_module(module):
-    """A deep copy that shares no memory; what pruning or weight norm left in attributes is copied as values."""
-    memo = {}
-    for part in module.modules():
-        for value in [*vars(part).values(), *part._buffers.values()]:
-            if isinstance(value, torch.Tensor):
-                memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(module, memo)
-
-
-@contextmanager
-def _keep_attributes(modules):
-    """Leave what the modules hold in their attributes, their modes included, as it was."""
-    saved = [(part, dict(vars(part))) for module in modules for part in module.modules()]
-    try:
-        yield
-    finally:
-        for part, values in saved:
-            vars(part).clear()
-            vars(part).update(values)
-
-
-def _freeze(value, depth=2):
-    """A comparable picture of what a value holds in Python: numbers, words, truth values, containers of them."""
-    if isinstance(value, (int, float, str, bool, complex, type(None), np.number)):
-        return value
-    if depth and isinstance(value, (list, tuple)):
-        return tuple(_freeze(v, depth - 1) for v in value[:100])
-    if depth and isinstance(value, dict):
-        return tuple((str(k), _freeze(v, depth - 1)) for k, v in list(value.items())[:100])
-    if isinstance(value, nn.Module):
-        return _freeze_module(value)
-    if isinstance(value, np.ndarray) and value.size <= 100:
-        return value.tobytes()
-    if depth and hasattr(value, "__dict__") and not isinstance(value, (type, torch.Tensor)) and not callable(value):
-        return _freeze(vars(value), depth - 1)
-    return id(value)
-
-
-def _freeze_module(module):
-    skip = {"_parameters", "_buffers", "_modules", "forward"}
-    return tuple(
-        (name, _freeze(value, 1))
-        for part in module.modules()
-        for name, value in vars(part).items()
-        if name not in skip and not name.endswith("_hooks") and not isinstance(value, (nn.Module, torch.Tensor))
-    )
-
-
-def _freeze_function(function):
-    """What a function may read besides its arguments: its closure, the globals that it names, its object."""
-    if isinstance(function, functools.partial):
-        return _freeze_function(function.func), _freeze((function.args, function.keywords))
-    if isinstance(function, nn.Module):
-        return _freeze_module(function)
-    if (getattr(function, "__module__", None) or "").partition(".")[0] == "torch":
-        return id(function)
-    code = getattr(function, "__code__", None)
-    if code is None:
-        return _freeze(getattr(function, "__self__", None)), _freeze(getattr(function, "__dict__", None))
-    cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
-    read = [function.__globals__[name] for name in code.co_names if name in function.__globals__]
-    return tuple(_freeze(value) for value in [*cells, *read, getattr(function, "__self__", None)])
-
-
-def _is_filled(cell):
-    try:
-        return cell.cell_contents is not cell
-    except ValueError:
-        return False
-
-
-def _is_close(ours, plain, scale=None):
-    """Whether two tensors [seed, ...] agree to rounding, NaN and infinity included."""
-    if ours.shape != plain.shape or ours.dtype != plain.dtype:
-        return False
-    if not (plain.is_floating_point() or plain.is_complex()):
-        return bool((ours == plain).all())
-    tolerance = TOLERANCE.get(torch.float64 if plain.dtype == torch.complex128 else plain.dtype, 2e-4)
-    finite = plain.isfinite()
-    if not torch.equal(finite, ours.isfinite()):
-        return False
-    largest = (
-        torch.where(finite, plain, 0).abs().reshape(len(plain), -1).amax(1) if plain[0].numel() else plain.new_zeros(1)
-    )
-    largest = torch.maximum(largest, scale) if scale is not None else largest
-    difference = torch.where(finite, ours - plain, 0).abs().reshape(len(plain), -1)
-    return bool((difference <= tolerance * largest[:, None] + 1e-30).all())
 
 
 class Stack:
@@ -212,7 +109,7 @@ class Stack:
         self.seeds = [int(seed) for seed in seeds]
         self.loss, self.objective = loss, objective
         self.modules, self._rng = [], []
-        with _keep_random_state():
+        with keep_random_state():
             for i, seed in enumerate(self.seeds):
                 set_seed(seed)
                 module = build()
@@ -236,7 +133,7 @@ class Stack:
         self._draws, self._was_evaluated, self._evaluates_together = None, False, True
         self._replay = os.environ.get("MNIST1D_REPLAY", "1") != "0" if replay is None else replay
         self._recordings, self._since_check, self.checked, self._outside = {}, 0, 0, None
-        self._make_optimizers(optimizer, learning_rate, momentum, weight_decay)
+        self.optimizers = Optimizers(self.modules, self.params, optimizer, learning_rate, momentum, weight_decay)
 
     def __len__(self):
         return len(self.seeds)
@@ -274,7 +171,7 @@ class Stack:
     def get_module(self, i):
         """Model i as a module of its own, its state shared with nothing."""
         self._sync_buffers(i)
-        return _copy_module(self.modules[i])
+        return copy_module(self.modules[i])
 
     def _sync_buffers(self, i):
         """A buffer that the module has replaced goes back to its place."""
@@ -290,18 +187,14 @@ class Stack:
         return {
             "params": {name: t.detach().clone() for name, t in self.params.items()},
             "buffers": {name: t.clone() for name, t in self.buffers.items()},
-            "split": not self._elementwise,
-            "optimizers": copy.deepcopy([opt.state_dict() for opt in self.optimizers]),
+            "optimizers": self.optimizers.state_dict(),
             "random": [state.clone() for state in self._rng],
         }
 
     def load_state_dict(self, state):
         """Go on where :meth:`state_dict` was taken, with the same arguments on the same kind of processor."""
         self._load({**state["params"], **state["buffers"]})
-        if state["split"] and self._elementwise:
-            self._split_optimizers()
-        for opt, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            opt.load_state_dict(copy.deepcopy(saved))
+        self.optimizers.load_state_dict(state["optimizers"])
         self._rng[:] = [s.clone() for s in state["random"]]
 
     def __getstate__(self):
@@ -318,46 +211,7 @@ class Stack:
                     if name in stacked:
                         own.data = stacked[name].detach()[i]
 
-    # Optimiser ---------------------------------------------------------------------------------------------------
-
-    def _make_optimizers(self, optimizer, learning_rate, momentum, weight_decay):
-        if np.ndim(learning_rate) and len(learning_rate) != len(self):
-            raise ValueError(f"learning_rate: {len(learning_rate)} rates for {len(self)} seeds; must be one each")
-        if isinstance(optimizer, str) and optimizer not in ("adam", "sgd"):
-            raise ValueError(f"optimizer={optimizer!r}: must be 'adam', 'sgd' or a callable of parameters")
-        self._optimizer = optimizer, learning_rate, momentum, weight_decay
-        first = self._build_optimizer(0)
-        if not isinstance(first, torch.optim.Optimizer):
-            raise ValueError(f"optimizer: made a {type(first).__name__}; must make a torch.optim.Optimizer")
-        self._elementwise = type(first) in ELEMENTWISE and not np.ndim(learning_rate)
-        if self._elementwise:
-            whole = {id(p): self.params[name] for name, p in self.modules[0].named_parameters()}
-            groups = [{**g, "params": [whole[id(p)] for p in g["params"]]} for g in first.param_groups]
-            self.optimizers = [type(first)(groups)]
-        else:
-            self._split_optimizers()
-        self._rates = [[group["lr"] for group in opt.param_groups] for opt in self.optimizers]
-
-    def _build_optimizer(self, i):
-        """The optimiser of model i alone."""
-        optimizer, learning_rate, momentum, weight_decay = self._optimizer
-        params = [p for p in self.modules[i].parameters() if p.requires_grad]
-        rate = float(learning_rate[i]) if np.ndim(learning_rate) else learning_rate
-        if not isinstance(optimizer, str):
-            opt = optimizer(params)
-            for group in getattr(opt, "param_groups", []) if np.ndim(learning_rate) else []:
-                group["lr"] = rate
-            return opt
-        fused = all(p.is_floating_point() for p in params) or None
-        if optimizer == "sgd":
-            return torch.optim.SGD(params, lr=rate, momentum=momentum, weight_decay=weight_decay, fused=fused)
-        return torch.optim.Adam(params, lr=rate, weight_decay=weight_decay, fused=fused)
-
-    def _split_optimizers(self):
-        """One optimiser for each model, over views of its parameters."""
-        self._elementwise = False
-        self.optimizers = [self._build_optimizer(i) for i in range(len(self))]
-        self._rates = [[group["lr"] for group in opt.param_groups] for opt in self.optimizers]
+    # Gradients and steps -----------------------------------------------------------------------------------------
 
     def step(self, factor=1.0):
         """Let the optimiser change the parameters by their gradients.
@@ -367,27 +221,12 @@ class Stack:
         factor : float
             Of the learning rate, for a schedule.
         """
-        for opt, rates in zip(self.optimizers, self._rates, strict=True):
-            for group, rate in zip(opt.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
-        if self._elementwise and self.stacked:
-            for name, p in self.params.items():
-                p.grad = self.grads[name]
-            self.optimizers[0].step()
-            return
-        for i, opt in enumerate(self.optimizers):
-            if self.stacked:
-                for name, p in self.modules[i].named_parameters():
-                    p.grad = None if self.grads[name] is None else self.grads[name][i]
-            if isinstance(opt, torch.optim.LBFGS):
-                opt.step(lambda i=i: self._closure(i))
-            else:
-                opt.step()
+        self.optimizers.step(self.grads if self.stacked else None, factor, self._compute_again)
 
-    def _closure(self, i):
-        module = self.modules[i]
-        module.zero_grad()
-        loss = self.compute_loss(module, *(t[i] for t in self._batch))
+    def _compute_again(self, i):
+        """Loss and gradients of model i on the last batch, for an optimiser that asks for them within its step."""
+        self.modules[i].zero_grad()
+        loss = self.compute_loss(self.modules[i], *(t[i] for t in self._batch))
         loss.backward()
         return loss
 
@@ -417,7 +256,7 @@ class Stack:
     def _backward_plain(self, batch):
         """Losses and gradients of every model, each by itself, exactly as a loop would compute them."""
         losses = []
-        with _keep_random_state():
+        with keep_random_state():
             for i, module in enumerate(self.modules):
                 torch.set_rng_state(self._rng[i])
                 module.zero_grad()
@@ -496,7 +335,7 @@ class Stack:
 
     def _get_python_state(self):
         """What a recording would never see change."""
-        return _freeze_module(self._template), _freeze_function(self.objective or self.loss)
+        return freeze_module(self._template), freeze_function(self.objective or self.loss)
 
     def _run_together(self, batch):
         with self._draws or nullcontext():
@@ -518,7 +357,7 @@ class Stack:
     def _decide(self, batch):
         """Compute the first batch in both ways; go on together if they agree."""
         try:
-            self._template = _copy_module(self.modules[0])
+            self._template = copy_module(self.modules[0])
             self._layers = find_layers(self._template)
         except RuntimeError as error:
             self._template = None
@@ -534,7 +373,7 @@ class Stack:
             self._draws = Draws(self._rng)
         self._restore_inner(before)
         try:
-            with _keep_attributes([self._template]):
+            with keep_attributes([self._template]):
                 python = self._get_python_state()
                 together = self._run_together(batch)
                 if self._get_python_state() != python:
@@ -562,9 +401,9 @@ class Stack:
         twin = copy.copy(self)
         twin._rng = [state.clone() for state in self._rng]
         twin._draws = None if self._draws is None else Draws(twin._rng)
-        twin.modules = [_copy_module(module).double() for module in self.modules]
+        twin.modules = [copy_module(module).double() for module in self.modules]
         twin.params, twin.buffers = twin._stack("named_parameters"), twin._stack("named_buffers")
-        twin._template = _copy_module(twin.modules[0])
+        twin._template = copy_module(twin.modules[0])
         twin._layers = find_layers(twin._template)
         batch = [t.double() if t.is_floating_point() else t for t in batch]
         before = twin._save_inner()
@@ -580,8 +419,7 @@ class Stack:
         if len(self) > 1:
             name = type(self.modules[0]).__name__
             warnings.warn(f"{name} is trained one seed after the other, not together: {reason}", stacklevel=5)
-        if self._elementwise:
-            self._split_optimizers()
+        self.optimizers.split()
         return losses
 
     def _agree(self, ours, plain, our_buffers, plain_buffers):
@@ -594,9 +432,9 @@ class Stack:
         scale = torch.stack([g.abs().flatten(1).amax(1).double() for g in plain[1:] if g[0].numel()]).amax(0)
         pairs = zip(ours[1:], plain[1:], strict=True)
         return (
-            _is_close(ours[0], plain[0])
-            and all(_is_close(a, b, 0.01 * scale.to(b.real.dtype)) for a, b in pairs)
-            and all(_is_close(our_buffers[name][alive], t[alive]) for name, t in plain_buffers.items())
+            is_close(ours[0], plain[0])
+            and all(is_close(a, b, 0.01 * scale.to(b.real.dtype)) for a, b in pairs)
+            and all(is_close(our_buffers[name][alive], t[alive]) for name, t in plain_buffers.items())
         )
 
     def _backward_replayed(self, batch):
@@ -605,7 +443,7 @@ class Stack:
         if key in self._recordings:
             self._recordings[key][1] += 1
             replay, uses = self._recordings[key]
-            outside = _freeze_function(self.objective or self.loss)
+            outside = freeze_function(self.objective or self.loss)
             has_changed, self._outside = outside != self._outside, outside
             if uses > 2 and uses % CHECK_EVERY and not has_changed:
                 self._since_check += 1
@@ -679,7 +517,7 @@ class Stack:
 
     def _evaluate_plain(self, function, batch):
         outs = []
-        with _keep_random_state():
+        with keep_random_state():
             for i, module in enumerate(self.modules):
                 torch.set_rng_state(self._rng[i])
                 outs.append(function(module.eval(), *(t[i] for t in batch)))
@@ -702,7 +540,7 @@ class Stack:
             self._restore_inner(saved)
             plain = self._evaluate_plain(function, batch)
             pairs = zip(tree_leaves(together), tree_leaves(plain), strict=True)
-            self._was_evaluated, self._evaluates_together = True, all(_is_close(a, b) for a, b in pairs)
+            self._was_evaluated, self._evaluates_together = True, all(is_close(a, b) for a, b in pairs)
             return together if self._evaluates_together else plain
         return together
 
@@ -722,7 +560,7 @@ class Stack:
         """
         saved = self._save_inner()
         try:
-            with _keep_attributes([*self.modules, *([self._template] if self._template else [])]):
+            with keep_attributes([*self.modules, *([self._template] if self._template else [])]):
                 return self._evaluate(function, batch, saved)
         finally:
             self._restore_inner(saved)

@@ -1,0 +1,110 @@
+"""The optimisers of a stack: one for all models where a step treats every number by itself, else one each."""
+
+import copy
+
+import numpy as np
+import torch
+
+__all__ = ["Optimizers"]
+
+# Of these optimisers a step treats every number by itself, so that one of them serves all models.
+ELEMENTWISE = {
+    getattr(torch.optim, name)
+    for name in ["SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adadelta", "Adagrad", "RMSprop", "Rprop", "ASGD"]
+}
+
+
+class Optimizers:
+    """What changes the parameters of all models by their gradients.
+
+    Parameters
+    ----------
+    modules : list of nn.Module
+        Their parameters are views of `params`.
+    params : dict of str to Tensor, shape (seed, ...)
+    optimizer, learning_rate, momentum, weight_decay
+        As for :class:`mnist1d.engine.Stack`.
+    """
+
+    def __init__(self, modules, params, optimizer, learning_rate, momentum, weight_decay):
+        if np.ndim(learning_rate) and len(learning_rate) != len(modules):
+            raise ValueError(f"learning_rate: {len(learning_rate)} rates for {len(modules)} seeds; must be one each")
+        if isinstance(optimizer, str) and optimizer not in ("adam", "sgd"):
+            raise ValueError(f"optimizer={optimizer!r}: must be 'adam', 'sgd' or a callable of parameters")
+        self._modules, self._params = modules, params
+        self._wanted = optimizer, learning_rate, momentum, weight_decay
+        first = self._build(0)
+        if not isinstance(first, torch.optim.Optimizer):
+            raise ValueError(f"optimizer: made a {type(first).__name__}; must make a torch.optim.Optimizer")
+        self._shared = type(first) in ELEMENTWISE and not np.ndim(learning_rate)
+        if self._shared:
+            whole = {id(p): params[name] for name, p in modules[0].named_parameters()}
+            groups = [{**g, "params": [whole[id(p)] for p in g["params"]]} for g in first.param_groups]
+            self._set([type(first)(groups)])
+        else:
+            self._set([first, *map(self._build, range(1, len(modules)))])
+
+    def _set(self, optimizers):
+        self._optimizers = optimizers
+        self._rates = [[group["lr"] for group in opt.param_groups] for opt in optimizers]
+
+    def _build(self, i):
+        """The optimiser of model i alone."""
+        optimizer, learning_rate, momentum, weight_decay = self._wanted
+        params = [p for p in self._modules[i].parameters() if p.requires_grad]
+        rate = float(learning_rate[i]) if np.ndim(learning_rate) else learning_rate
+        if not isinstance(optimizer, str):
+            opt = optimizer(params)
+            for group in getattr(opt, "param_groups", []) if np.ndim(learning_rate) else []:
+                group["lr"] = rate
+            return opt
+        fused = all(p.is_floating_point() for p in params) or None
+        if optimizer == "sgd":
+            return torch.optim.SGD(params, lr=rate, momentum=momentum, weight_decay=weight_decay, fused=fused)
+        return torch.optim.Adam(params, lr=rate, weight_decay=weight_decay, fused=fused)
+
+    def split(self):
+        """From now on one optimiser for each model, over views of its parameters."""
+        if self._shared:
+            self._shared = False
+            self._set([self._build(i) for i in range(len(self._modules))])
+
+    def step(self, grads, factor, compute_again):
+        """Change the parameters.
+
+        Parameters
+        ----------
+        grads : dict of str to (Tensor or None), or None
+            Of all models, [seed, ...]; None where each module holds its own.
+        factor : float
+            Of the learning rate.
+        compute_again : callable
+            ``compute_again(i)`` gives model i's loss and renews its gradients, for LBFGS.
+        """
+        for opt, rates in zip(self._optimizers, self._rates, strict=True):
+            for group, rate in zip(opt.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+        if self._shared and grads is not None:
+            for name, p in self._params.items():
+                p.grad = grads[name]
+            self._optimizers[0].step()
+            return
+        for i, opt in enumerate(self._optimizers):
+            if grads is not None:
+                for name, p in self._modules[i].named_parameters():
+                    p.grad = None if grads[name] is None else grads[name][i]
+            if isinstance(opt, torch.optim.LBFGS):
+                opt.step(lambda i=i: compute_again(i))
+            else:
+                opt.step()
+
+    def state_dict(self):
+        """Their state, copied."""
+        return {"shared": self._shared, "each": copy.deepcopy([opt.state_dict() for opt in self._optimizers])}
+
+    def load_state_dict(self, state):
+        """Go on where :meth:`state_dict` was taken."""
+        if not state["shared"]:
+            self.split()
+        for opt, saved in zip(self._optimizers, state["each"], strict=True):
+            opt.load_state_dict(copy.deepcopy(saved))
