@@ -1,8 +1,6 @@
 """The look of every figure."""
 
-import os
 import platform
-import sys
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -10,7 +8,7 @@ import numpy as np
 import torch
 
 from mnist1d.settings import get_device, get_jobs, output_folder, profile, start_clock
-from mnist1d.utils import open_for_rename
+from mnist1d.utils import open_for_rename, show_written
 
 __all__ = ["COLORS", "DOUBLE", "SINGLE", "label_panels", "plot_mean", "save_figure", "setup"]
 
@@ -37,17 +35,6 @@ def setup():
     torch.set_num_threads(1)  # two threads are slower than one on networks of this size
     versions = f"python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}"
     print(f"{versions}, matplotlib {matplotlib.__version__}; {get_device()}, {get_jobs()} jobs; profile {profile()}")
-
-
-def show_written(*paths):
-    """Print where files were written, in a notebook with links."""
-    names = [os.path.relpath(path) for path in paths]
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    if hasattr(shell, "kernel"):
-        links = ", ".join(f'<a href="{name}">{name}</a>' for name in names)
-        shell.display_pub.publish({"text/plain": f"wrote {', '.join(names)}", "text/html": f"wrote {links}"})
-    else:
-        print("wrote", ", ".join(names))
 
 
 def save_figure(fig, name, alt=None):

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from mnist1d import settings
 from mnist1d.claims import CLAIMS, Verdicts, no_verdict, to_json
-from mnist1d.figures import show_written
-from mnist1d.utils import open_for_rename
+from mnist1d.utils import open_for_rename, show_written
 
 __all__ = ["code_digest", "save_results"]
 

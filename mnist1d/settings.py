@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "KEEP_MEMORY",
     "check_environment",
     "find_root",
     "get_device",
@@ -35,6 +36,11 @@ __all__ = [
 ]
 
 PROFILES = ("paper", "quick", "smoke")
+
+# glibc gives the memory of a freed tensor back to the system and faults it in again at the next step.
+# Workers keep it instead, for what runs outside of recordings: a replay makes no tensors and is as fast without.
+# Elsewhere these variables mean nothing.
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
 
 T = TypeVar("T")
 

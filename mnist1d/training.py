@@ -18,14 +18,9 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from mnist1d.engine import ReplayError, Stack
-from mnist1d.settings import get_device, get_jobs, measure_peak_memory, note_peak_memory
+from mnist1d.settings import KEEP_MEMORY, get_device, get_jobs, measure_peak_memory, note_peak_memory
 
 __all__ = ["Stack", "SweepError", "accuracy", "batches", "early_stopped", "fit", "split_tensors", "sweep", "train"]
-
-# glibc gives the memory of a freed tensor back to the system and faults it in again at the next step.
-# Workers keep it instead, for what runs outside of recordings: a replay makes no tensors and is as fast without.
-# Elsewhere these variables mean nothing.
-KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
 
 
 def _list_seeds(seeds):

@@ -190,3 +190,14 @@ def plot_signals(
         ax.set(xlim=(-zoom, zoom), ylim=(zoom, -zoom), xticks=[], yticks=[])
     plt.show()
     return fig
+
+
+def show_written(*paths):
+    """Print where files were written, in a notebook with links."""
+    names = [os.path.relpath(path) for path in paths]
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if hasattr(shell, "kernel"):
+        links = ", ".join(f'<a href="{name}">{name}</a>' for name in names)
+        shell.display_pub.publish({"text/plain": f"wrote {', '.join(names)}", "text/html": f"wrote {links}"})
+    else:
+        print("wrote", ", ".join(names))

@@ -144,6 +144,8 @@ def test_a_complete_run_publishes_and_is_not_repeated(checkout, capsys):
     executed = nbformat.read(checkout / "notebooks" / "quickstart.ipynb", 4)
     assert executed.cells[1].outputs and "execution" not in executed.cells[0].metadata
     assert not executed.cells[0].outputs  # a progress bar says nothing after the run
+    figure, results = (output.data["text/html"] for output in executed.cells[1].outputs if "text/html" in output.data)
+    assert '<a href="../figures/quickstart.png">' in figure and '<a href="../figures/quickstart.json">' in results
     assert "1 notebook to run" in capsys.readouterr().out
     before = published(checkout)
     assert run(checkout) == 0

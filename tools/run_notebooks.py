@@ -36,7 +36,6 @@ from agreement import format_markdown, format_text, make_row, read_reference, re
 from kernels import Guard, Interrupted, execute
 from mnist1d import settings
 from mnist1d.results import code_digest
-from mnist1d.training import KEEP_MEMORY
 from mnist1d.utils import open_for_rename
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -255,7 +254,7 @@ def run_notebook(slug, run, jobs, guard, on_cell=None):
         "PYTHONPATH": os.pathsep.join(filter(None, [str(run.root), os.environ.get("PYTHONPATH")])),
         "JOBS": str(jobs),
         "OMP_NUM_THREADS": "1",
-        **KEEP_MEMORY,
+        **settings.KEEP_MEMORY,
     }
     try:
         execute(notebook, path.parent, run.limit, environment, guard, on_cell)
@@ -268,9 +267,13 @@ def run_notebook(slug, run, jobs, guard, on_cell=None):
         raise RunError(f"{explain(error, run.limit)}; see {failed.relative_to(run.root)}") from error
 
     notebook.metadata = nbformat.from_dict(metadata)
+    moved = f"../build/run/{slug}/", "../figures/" if run.is_published else ""
     for cell in notebook.cells:
         if "outputs" in cell:  # a progress bar is dead when its kernel is
             cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+        for output in cell.get("outputs", []):  # links to where the files are about to be
+            for kind in {"text/plain", "text/html"} & output.get("data", {}).keys():
+                output.data[kind] = output.data[kind].replace(*moved)
     publish(slug, run, notebook, work, before)
     shutil.rmtree(work)
     return results
