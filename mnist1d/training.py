@@ -58,7 +58,7 @@ def split_tensors(
         raise ValueError(f"data: {len(datasets)} datasets for {n_seeds} seeds; must be one, or one per seed")
 
     def convert(name):
-        tensor = torch.stack([torch.as_tensor(np.asarray(d[name + split])) for d in datasets])
+        tensor = torch.stack([torch.as_tensor(np.require(d[name + split], requirements="W")) for d in datasets])
         floating = tensor.is_floating_point()
         dtype = torch.get_default_dtype() if floating else tensor.dtype if tensor.is_complex() else torch.int64
         return tensor.to(device, dtype).expand(n_seeds, *tensor.shape[1:])

@@ -284,3 +284,11 @@ def test_environment_is_checked(monkeypatch):
         settings.profile()
     monkeypatch.setenv("MNIST1D_DEVICE", "meta")
     assert settings.get_device().type == "meta"
+
+
+def test_arrays_that_cannot_be_written_are_taken_without_a_warning():
+    data = {name: np.asarray(value) for name, value in make_dataset({"num_samples": 100}).items() if name[0] in "xy"}
+    for value in data.values():
+        value.flags.writeable = False  # as joblib hands large arrays to its workers
+    x, _ = split_tensors(data, "", 2)
+    assert torch.equal(x[1], torch.tensor(data["x"], dtype=torch.float32))
