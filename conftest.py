@@ -1,5 +1,6 @@
 """Every notebook is run by nbmake in the smoke profile, and must leave its results file."""
 
+import json
 import os
 from pathlib import Path
 
@@ -40,4 +41,5 @@ def pytest_runtest_call(item):
     results.unlink(missing_ok=True)
     outcome = yield
     assert results.is_file(), f"{item.path.name} ran without leaving {results.relative_to(ROOT)}"
+    assert not json.loads(results.read_bytes())["parts_differ"], "a claim is judged without the parts that it has"
     return outcome

@@ -293,19 +293,20 @@ def judge(claim_id, samples):
     -------
     dict
         `id`, `statement`, `published`, `criterion`, `verdict`, and `measured`: for each `part` what
-        :func:`measure` returns.
+        :func:`measure` returns. `parts_differ` where parts are missing or unknown: the claim is undecided then.
 
     Raises
     ------
     ValueError
-        If the claim is unknown or cannot be measured, a part is missing or unknown, or a sample is empty or bad.
+        If the claim is unknown or cannot be measured, or a sample is empty or bad.
     """
     if claim_id not in CLAIMS or not CLAIMS[claim_id].bound:
         raise ValueError(f"claim_id={claim_id!r}: must be one of {sorted(c for c in CLAIMS if CLAIMS[c].bound)}")
     claim = CLAIMS[claim_id]
     samples = samples if isinstance(samples, dict) else {"": samples}
-    if isinstance(claim.bound, dict) and samples.keys() != claim.bound.keys():
-        raise ValueError(f"samples: {claim_id} has parts {list(samples)}; must be {list(claim.bound)}")
+    differ = isinstance(claim.bound, dict) and samples.keys() != claim.bound.keys()
+    if differ:  # a model was added or left out: what is left is shown
+        samples = {part: samples[part] for part in claim.bound if part in samples}
     measured = []
     for part, values in samples.items():
         values = np.atleast_1d(np.asarray(values, dtype=float))
@@ -315,9 +316,10 @@ def judge(claim_id, samples):
         if bound.startswith("share") and not np.isin(values, (0, 1)).all():
             raise ValueError(f"samples: {claim_id} {part!r} is {values}; must be 0 or 1, a share's misses and hits")
         measured.append({"part": part, **measure(bound, values, claim.n)})
-    verdict = conclude([m["outcome"] for m in measured]) if len(measured) >= claim.parts else "undecided"
+    decided = not differ and len(measured) >= claim.parts
+    verdict = conclude([m["outcome"] for m in measured]) if decided else "undecided"
     about = {name: getattr(claim, name) for name in ("statement", "published", "criterion")}
-    return {"id": claim_id, **about, "verdict": verdict, "measured": measured}
+    return {"id": claim_id, **about, "verdict": verdict, "measured": measured, "parts_differ": differ}
 
 
 def to_json(value):

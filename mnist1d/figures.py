@@ -10,7 +10,7 @@ import torch
 from mnist1d.settings import get_device, get_jobs, output_folder, profile, start_clock
 from mnist1d.utils import open_for_rename, show_written
 
-__all__ = ["COLORS", "DOUBLE", "SINGLE", "label_panels", "plot_mean", "save_figure", "setup"]
+__all__ = ["COLORS", "DOUBLE", "SINGLE", "assign_colors", "label_panels", "plot_mean", "save_figure", "setup"]
 
 SINGLE, DOUBLE = 3.25, 6.75  # widths of one and of two columns of the paper, inches
 
@@ -19,6 +19,8 @@ COLORS = {
     "logistic": "#D55E00", "MLP": "#009E73", "CNN": "#0072B2", "GRU": "#E69F00", "human": "#999999", "train": "#999999",
     "test": "#0072B2", "dense": "#000000", "random": "#D55E00", "ticket": "#0072B2", "other": "#CC79A7",
 }  # fmt: skip
+
+SPARE = ["#CC79A7", "#56B4E9", "#F0E442", "#000000", "#D55E00", "#009E73", "#0072B2", "#E69F00"]  # for other names
 
 STYLE = {
     "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
@@ -80,6 +82,24 @@ def plot_mean(ax, x, samples, **style):
     (line,) = ax.plot(x, mean, **style)
     ax.fill_between(x, mean - spread, mean + spread, color=line.get_color(), alpha=0.2, linewidth=0)
     return line
+
+
+def assign_colors(names):
+    """A colour for every name: that of `COLORS` where it has one, else one that no other name here has.
+
+    Parameters
+    ----------
+    names : sequence of str
+
+    Returns
+    -------
+    dict of str to color
+    """
+    known = {name: COLORS[name] for name in names if name in COLORS}
+    spare = [*SPARE, *map(matplotlib.colors.to_hex, plt.get_cmap("tab20b").colors)]
+    free = [color for color in spare if color not in known.values()]
+    others = [name for name in names if name not in COLORS]
+    return known | {name: free[i % len(free)] for i, name in enumerate(others)}
 
 
 def label_panels(axes):

@@ -141,13 +141,16 @@ def save_results(slug, *, seeds, numbers, verdicts, missing=None, images=()):
     Raises
     ------
     ValueError
-        If a claim of this notebook is neither judged nor missing.
+        If a claim of this notebook is neither judged nor missing, or is judged without the parts that it has.
     """
     expected = {claim_id: claim for claim_id, claim in CLAIMS.items() if claim.slug == slug}
     missing = {claim_id: claim.why for claim_id, claim in expected.items() if not claim.bound} | (missing or {})
     if expected.keys() != {v["id"] for v in verdicts} | missing.keys():
         raise ValueError(f"verdicts: {slug} must judge or miss each of {sorted(expected)}")
     root, reason = settings.find_root(), no_verdict(slug)
+    differ = [v["id"] for v in verdicts if v.get("parts_differ")]
+    if differ and not reason:
+        raise ValueError(f"verdicts: {differ} must have the parts of their claims")
     results = {
         "slug": slug,
         "profile": settings.profile(),
@@ -164,7 +167,8 @@ def save_results(slug, *, seeds, numbers, verdicts, missing=None, images=()):
         "seeds": list(seeds),
         "seed_offset": settings.seed_offset(),
         "numbers": to_json(numbers),
-        "claims": [] if reason else to_json(verdicts),
+        "claims": [] if reason else [to_json({k: v[k] for k in v if k != "parts_differ"}) for v in verdicts],
+        "parts_differ": differ,
         "missing": missing,
     }
     path = settings.output_folder() / f"{slug}.json"

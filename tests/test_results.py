@@ -39,7 +39,7 @@ def test_results_file_holds_what_the_contract_asks_for(folder, judged, capsys):
     results = json.loads((folder / "tsne.json").read_text())
     names = (
         "slug profile no_verdict code versions processor device jobs threads images seconds peak_memory_mib seeds "
-        "seed_offset numbers claims missing"
+        "seed_offset numbers claims parts_differ missing"
     )
     assert results.keys() == set(names.split())
     assert results["numbers"] == {"a": [1.23457, None], "b": [0, 1]} and results["processor"]
@@ -220,3 +220,11 @@ def test_peak_memory_of_workers_is_recorded(monkeypatch):
     monkeypatch.setattr(settings, "_peak_memory", 0)
     training.sweep(lambda variant, seeds: {"x": np.zeros(len(seeds))}, {"a": 0}, [0, 1])
     assert settings._peak_memory > 50 * 2**20
+
+
+def test_every_name_has_a_colour_of_its_own():
+    names = [*figures.COLORS, *map(str, range(40))]
+    assert figures.assign_colors(["CNN", "mine", "GRU"])["CNN"] == figures.COLORS["CNN"]
+    colors = figures.assign_colors(["CNN", "mine", "other"])
+    assert len(set(colors.values())) == 3
+    assert set(figures.assign_colors(names)) == set(names)

@@ -2,7 +2,10 @@
 
 import ast
 import json
+import re
 from pathlib import Path
+
+from mnist1d import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -39,4 +42,64 @@ def load_definitions(slug, **knobs):
             tree.body = [node for node in tree.body if isinstance(node, wanted)]
         exec(compile(tree, f"{slug}.ipynb", "exec"), namespace)
         namespace.update(knobs)
+    return namespace
+
+
+def list_suggestions(slug):
+    """What each item of "Try it" changes: a list of statements, such as `SEEDS = range(2)`, for every item with any."""
+    (section,) = [
+        source for kind, source, _ in read_notebook(slug) if kind == "markdown" and source.startswith("## Try it")
+    ] or [""]
+    items = [re.findall(r"`([^`]+)`", item) for item in section.split("\n- ")[1:]]
+    return [found for item in items if (found := [code for code in item if get_target(code)])]
+
+
+def get_target(code):
+    """The name that a statement binds or changes: `SEEDS` of `SEEDS = 3`, `MODELS` of `MODELS["wide"] = Wide`."""
+    try:
+        (statement,) = ast.parse(code).body
+    except (SyntaxError, ValueError):
+        return None
+    if not isinstance(statement, ast.Assign):
+        return None
+    target = statement.targets[0]
+    while isinstance(target, ast.Subscript):
+        target = target.value
+    return target.id if isinstance(target, ast.Name) else None
+
+
+def run_cells(slug, changes=()):
+    """Run a notebook in this process, each change right after the first cell that binds its name.
+
+    Parameters
+    ----------
+    slug : str
+    changes : sequence of str
+        Statements, as :func:`list_suggestions` returns them.
+
+    Returns
+    -------
+    dict
+        The namespace.
+    """
+    namespace, left = {"__name__": slug}, list(changes)
+    for kind, source, _ in read_notebook(slug):
+        if kind != "code":
+            continue
+        exec(compile(source, f"{slug}.ipynb", "exec"), namespace)
+        for change in [change for change in left if get_target(change) in namespace]:
+            exec(compile(change, f"{slug}.ipynb", "exec"), namespace)
+            left.remove(change)
+    if left:
+        raise ValueError(f"changes={left}: must change a name of the notebook {slug}")
+    return namespace
+
+
+def run_parameters(slug, **knobs):
+    """Run the parameters cell alone, `knobs` in place of its own assignments; what it defines."""
+    (source,) = [source for _, source, tags in read_notebook(slug) if tags == ["parameters"]]
+    tree = ast.parse(source)
+    tree.body = [node for node in tree.body if get_target(ast.unparse(node)) not in knobs]
+    namespace = {"pick": settings.pick, **knobs}
+    exec(compile(tree, f"{slug}.ipynb", "exec"), namespace)
     return namespace
