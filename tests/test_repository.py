@@ -111,7 +111,7 @@ def test_notebook_keeps_the_skeleton(slug):
         assert len(source.splitlines()) <= 45
         assert ("SMOKE =" in source or "pick(" in source) == (tags == ["parameters"])
     whole = "\n".join(source for source, _ in code)
-    assert "%pip" not in whole and f'save_figure(fig, "{slug}")' in whole
+    assert "%pip" not in whole and re.search(rf'save_figure\(\s*fig, "{slug}"[,)]', whole)
     assert re.search(rf'save_results\(\s*"{slug}"', whole)
     assert any(
         kind == "markdown" and re.search(r"^## (Takeaways|Where to go on)", source, re.M) for kind, source, _ in cells
