@@ -17,7 +17,7 @@ from mnist1d import settings
 from mnist1d.claims import CLAIMS, Verdicts, no_verdict, to_json
 from mnist1d.utils import open_for_rename, show_written
 
-__all__ = ["code_digest", "save_results"]
+__all__ = ["code_digest", "load_results", "save_results"]
 
 LIBRARIES = ("mnist1d", "torch", "numpy", "scipy", "scikit-learn", "matplotlib")
 
@@ -177,3 +177,19 @@ def save_results(slug, *, seeds, numbers, verdicts, missing=None, images=()):
         file.write("\n")
     show_written(path)
     return Verdicts(verdicts)
+
+
+def load_results(slug):
+    """The committed results of another notebook, or None where there are none.
+
+    Parameters
+    ----------
+    slug : str
+
+    Returns
+    -------
+    dict or None
+    """
+    root = settings.find_root()
+    path = root / "figures" / f"{slug}.json" if root else None
+    return json.loads(path.read_text(encoding="utf-8")) if path and path.is_file() else None

@@ -417,3 +417,35 @@ def test_a_loop_of_ones_own_augments_averages_and_clips(data):
                 m.lerp_(p.detach(), 0.1)
         for ours, m in zip(average.values(), mean, strict=True):
             torch.testing.assert_close(ours[i], m, rtol=1e-3, atol=1e-4)
+
+
+def test_one_model_with_dropout_is_replayed_and_draws_as_a_plain_loop_does():
+    def build():
+        return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3)).double()
+
+    torch.manual_seed(0)
+    x, y = torch.randn(1, 20, 8, dtype=torch.float64), torch.randint(3, (1, 20))
+    stack = Stack(build, [4])
+    losses = [stack.backward(x, y).item() for _ in range(8)]
+    assert stack.stacked and stack.checked > 0
+    torch.manual_seed(4)
+    model = build()
+    plain = [F.cross_entropy(model(x[0]), y[0]).item() for _ in range(8)]
+    assert losses == pytest.approx(plain, rel=1e-9) and len(set(losses)) == 8
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_dropout_behind_kernels_draws_as_behind_torchs_layers(n):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.gru = nn.Conv1d(2, 4, 3), nn.GRU(4, 3, batch_first=True)
+            self.drop, self.linear = nn.Dropout(0.3), nn.Linear(18, 3)
+
+        def forward(self, x):
+            h = self.drop(self.conv(x)).transpose(1, 2)
+            return self.linear(self.drop(self.gru(h)[0].flatten(1)))
+
+    stack = Stack(Net, range(n))
+    stack.backward(torch.randn(n, 20, 2, 8), torch.randint(3, (n, 20)))
+    assert stack.stacked

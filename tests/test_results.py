@@ -228,3 +228,10 @@ def test_every_name_has_a_colour_of_its_own():
     colors = figures.assign_colors(["CNN", "mine", "other"])
     assert len(set(colors.values())) == 3
     assert set(figures.assign_colors(names)) == set(names)
+
+
+def test_the_committed_results_of_a_notebook_are_there_and_nothing_elsewhere(tmp_path, monkeypatch):
+    assert results.load_results("quickstart")["slug"] == "quickstart"
+    assert results.load_results("no notebook") is None
+    monkeypatch.chdir(tmp_path)
+    assert results.load_results("quickstart") is None

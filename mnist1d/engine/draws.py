@@ -30,6 +30,12 @@ class Draws(TorchDispatchMode):
     def run(self, function, *args, **kwargs):
         """One call for each model, with its part of the arguments and its generator."""
         n = len(self.states)
+        if n == 1:  # there is no axis of models
+            with torch.random.fork_rng(devices=[]):
+                torch.set_rng_state(self.states[0])
+                out = function(*args, **kwargs)
+                self.states[0] = torch.get_rng_state()
+            return out
 
         def has_axis(value):
             shape = value.shape if isinstance(value, torch.Tensor) else value

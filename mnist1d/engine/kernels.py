@@ -304,6 +304,12 @@ def _apply_linear(layer, x):
     return (out if layer.bias is None else out + layer.bias[:, None]).permute(1, 0)
 
 
+def _drop(layer, x):
+    """`nn.Dropout` on what a kernel puts out: the numbers are drawn in torch's order of memory."""
+    is_ours = x.ndim > 1 and x.stride(0) == 1 and x.stride(-1) != 1
+    return type(layer).forward(layer, x.contiguous() if is_ours and layer.training else x)
+
+
 def _pool1d(layer, x):
     """`nn.MaxPool1d` or `nn.AvgPool1d` on x (example, channel, position)."""
     size, stride = (n[0] if isinstance(n, tuple) else n for n in (layer.kernel_size, layer.stride))
@@ -387,6 +393,8 @@ def find_layers(module):
             found.append((layer, _convolve2d))
         elif type(layer) is nn.Linear:
             found.append((layer, _apply_linear))
+        elif type(layer) is nn.Dropout and not layer.inplace:
+            found.append((layer, _drop))
         elif _is_plain_pool(layer):
             found.append((layer, _pool1d))
         elif type(layer) is nn.LPPool1d and isinstance(layer.kernel_size, int) and not layer.ceil_mode:
