@@ -81,6 +81,8 @@ def test_run_gives_every_seed_and_start_its_own_history(lr):
     np.testing.assert_allclose(second, first - 0.3 * slope, rtol=1e-3)
 
 
-def test_a_gradient_that_is_not_finite_stops_the_outer_loop(lr):
-    with pytest.raises(FloatingPointError, match="outer step 0"):
-        lr["metalearn"](make_rates(lr, [0.3, float("nan")]), SEEDS, 0.3)
+def test_a_copy_that_is_not_finite_leaves_the_others_as_they_are(lr):
+    both = lr["metalearn"](make_rates(lr, [0.3, float("nan")]), SEEDS, 0.3)
+    alone = lr["metalearn"](make_rates(lr, [0.3]), SEEDS[:1], 0.3)
+    np.testing.assert_allclose(both["rates"][0], alone["rates"][0], rtol=1e-5)
+    assert np.isnan(both["rates"][1]).all()
