@@ -2,6 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
+
+from mnist1d import make_dataset
 
 
 @pytest.fixture
@@ -44,7 +47,7 @@ def test_separate_classes_stay_separate_in_the_plane_and_mixed_ones_mixed(cells)
 
 def test_run_is_decided_by_its_seeds_and_keeps_their_order(notebook):
     draws = [tuple(a[::-1] if s else a for a in make_blobs(10, 8.0, n=12, dimension=10)) for s in range(2)]
-    cells = notebook("tsne", ITERATIONS=300, samples={"blobs": draws})
+    cells = notebook("tsne", ITERATIONS=300, DATASETS={"blobs": (lambda seed, points: draws[seed], 120)})
     variant = ("blobs", 120, {"perplexity": 10})
     both = cells["run"](variant, [0, 1])
     alone = cells["run"](variant, [1])
@@ -54,19 +57,42 @@ def test_run_is_decided_by_its_seeds_and_keeps_their_order(notebook):
     np.testing.assert_allclose(both["by_digit"].mean(1), both["plane_acc"])  # classes of one size
 
 
+def test_clusters_are_found_without_labels_and_sectors_of_a_disc_are_none(cells):
+    blobs, y = make_blobs(10, 40.0, dimension=10)
+    rng = np.random.default_rng(0)
+    turn = 2 * np.pi * rng.random(2000)
+    disc = np.sqrt(rng.random(2000))[:, None] * np.c_[np.cos(turn), np.sin(turn)]
+    sectors = (10 * turn / (2 * np.pi)).astype(int)
+    assert cells["measure_clusters"](blobs, y, 0)["k_means"] > 0.95
+    assert cells["neighbours_agree"](disc, sectors).mean() > 95  # neighbours agree where there are no clusters
+    assert cells["measure_clusters"](disc, sectors, 0)["hdbscan"] < 0.2
+
+
+def test_plain_neighbours_have_the_entropy_of_the_perplexity(cells):
+    x = torch.tensor(make_blobs(3, 5.0)[0])
+    p = cells["find_neighbours"](x, 10)
+    assert p.sum().item() == pytest.approx(1, abs=1e-5) and torch.allclose(p, p.T)
+    distance = torch.cdist(x, x).square().fill_diagonal_(torch.inf)
+    low, high = (torch.softmax(-beta * distance, 1) for beta in (1e-12, 1e6))  # the ends of the bisection
+    assert (low > 0).sum(1).min() == len(x) - 1 and (high > 0.99).sum() > 0
+
+
+def test_the_plain_loop_keeps_separate_classes_separate(cells):
+    torch.manual_seed(0)
+    x, y = make_blobs(3, 40.0)
+    plane = cells["embed_plainly"](torch.tensor(x), 10, 200).numpy()
+    assert np.isfinite(plane).all() and cells["neighbours_agree"](plane, y).mean() == 100
+
+
 def test_samples_are_drawn_without_repetition(notebook):
-    images = np.arange(50)[:, None]
-    knobs = {"images": images, "image_labels": np.arange(50) % 10, "POINTS": 30}
-    cells = notebook("tsne", **knobs)
-    x, y = cells["draw_mnist"](1)
+    cells = notebook("tsne", images=np.arange(50)[:, None], image_labels=np.arange(50) % 10)
+    x, y = cells["draw_mnist"](1, 30)
     assert len(np.unique(x)) == 30 and (x[:, 0] % 10 == y).all()
-    assert not np.array_equal(x, cells["draw_mnist"](2)[0])
+    assert not np.array_equal(x, cells["draw_mnist"](2, 30)[0])
 
 
 def test_seed_zero_of_mnist1d_is_the_frozen_dataset(notebook):
-    from mnist1d import make_dataset
-
-    x, y = notebook("tsne", POINTS=5000)["draw_mnist1d"](0)
+    x, y = notebook("tsne")["draw_mnist1d"](0, 5000)
     data = make_dataset()
-    np.testing.assert_array_equal(x, np.concatenate([data["x"], data["x_test"]]))
+    np.testing.assert_array_equal(x, np.concatenate([data["x"], data["x_test"]]).astype(np.float32))
     np.testing.assert_array_equal(y, np.concatenate([data["y"], data["y_test"]]))
