@@ -1,185 +1,149 @@
-"""The mechanism of the lottery ticket notebook: masks, compaction, pruning, rewinding, neighbours."""
+"""The mechanism of the lottery ticket notebook: masks, pruning, rewinding, controls, neighbours."""
 
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
 from mnist1d import make_dataset
 from mnist1d.models import MLP
 
 SEEDS = [0, 1, 2]
-TREATMENTS = ["with the weights", "on their own", "kept"]
+SCOPES = ["layerwise", "global", "biases on their own", "biases kept"]
+ORDERS = {
+    "original": lambda seed: np.arange(40),
+    "flipped": lambda seed: np.arange(40)[::-1],
+    "shuffled": lambda seed: np.random.default_rng(seed).permutation(40),
+}
+ARM = {"mask": "dense", "density": 0.08, "scope": "layerwise", "init": "original", "data": "original", "fresh": False}
+WEIGHTS, BIASES = ([f"linear{i}.{kind}" for i in (1, 2, 3)] for kind in ("weight", "bias"))
+GROUPS = {
+    "layerwise": [list(pair) for pair in zip(WEIGHTS, BIASES, strict=True)],
+    "global": [WEIGHTS + BIASES],
+    "biases on their own": [[name] for name in WEIGHTS + BIASES],
+    "biases kept": [[name] for name in WEIGHTS],
+}
+CRITERIA = {
+    "magnitude": lambda initial, final, gradient: final.abs(),
+    "random": lambda initial, final, gradient: torch.rand_like(final),
+}
 
 
 @pytest.fixture
 def nb(notebook):
-    return notebook("lottery_tickets", HIDDEN=40, STEPS=6, EVAL_EVERY=3, FIRST="linear1.weight", frozen=make_dataset())
+    frozen, fresh = make_dataset(), make_dataset({"seed": 43})
+    knobs = {"HIDDEN": 24, "STEPS": 6, "EVAL_EVERY": 3, "ROUNDS": 2, "FROZEN": frozen, "FRESH": fresh}
+    knobs |= {"ORDERS": ORDERS, "ARM": ARM, "DENSITY": 0.08 ** (np.arange(5) / 2), "WEIGHTS": WEIGHTS}
+    return notebook("lottery_tickets", **knobs, SCOPES=GROUPS, CRITERIA=CRITERIA)
 
 
-def draw_masks_of_magnitude(nb, density, treatment):
-    weights, masks = nb["draw_weights"](SEEDS)
-    return weights, nb["prune"](weights, masks, density, nb["make_groups"](treatment))
+def draw_masks(nb, density, scope, criterion="magnitude", seeds=SEEDS):
+    weights, masks = nb["draw_weights"](seeds)
+    scores = weights, weights, weights, masks
+    return weights, nb["prune_rows"](CRITERIA[criterion], *scores, density, GROUPS[scope], seeds)
 
 
-def train_plainly(weights, masks, data, steps, learning_rate):
-    """One full-size MLP in a plain loop: gradients and weights are multiplied by the masks, nothing is left out."""
-    model = MLP(hidden=weights["linear1.bias"].shape[0])
-    model.load_state_dict({name: weight * masks[name] for name, weight in weights.items()})
-    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
-    x, y = torch.tensor(data["x"], dtype=torch.float32), torch.tensor(data["y"])
-    for step in range(steps):
-        batch = torch.arange(100 * step, 100 * step + 100) % len(x)
-        optimizer.zero_grad()
-        F.cross_entropy(model(x[batch]), y[batch]).backward()
-        for name, param in model.named_parameters():
-            param.grad *= masks[name]
-        optimizer.step()
-    return {name: param.detach() for name, param in model.named_parameters()}
+def test_full_masks_leave_the_network_of_the_benchmarks(nb):
+    model, plain = nb["MaskedMLP"](), MLP(hidden=24)
+    plain.load_state_dict({name: param.detach() for name, param in model.named_parameters()})
+    x = torch.randn(7, 40)
+    torch.testing.assert_close(model(x), plain(x), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("treatment", TREATMENTS)
-@pytest.mark.parametrize("density", [0.3, 0.08, 0.02])
-def test_compact_training_equals_the_full_network(nb, treatment, density):
-    weights, masks = draw_masks_of_magnitude(nb, density, treatment)
-    first, both, second = nb["compact"](masks)[0]
-    if density < 0.1:
-        assert (first + both) * (both + second) < 0.9 * 40 * 40
-    data = [make_dataset()] * len(SEEDS)
-    trained, _ = nb["train_subnetworks"](weights, masks, data, 10, 10)
-    for i in range(len(SEEDS)):
-        own_weights, own_masks = ({name: value[i] for name, value in given.items()} for given in (weights, masks))
-        expected = train_plainly(own_weights, own_masks, data[0], 10, nb["LEARNING_RATE"])
-        for name, value in expected.items():
-            torch.testing.assert_close(trained[name][i], value, rtol=1e-3, atol=1e-4)
+def test_the_search_over_seeds_is_the_plain_one(nb):
+    """The masks of a stack are those of the loop in plain PyTorch, up to weights that tie in magnitude."""
+    nb["TICKET_DENSITY"] = 0.08
+    found = nb["search"]({"criterion": "magnitude", "scope": "layerwise", "last": 2}, SEEDS)
+    for i, seed in enumerate(SEEDS):
+        scope = GROUPS["layerwise"]
+        masks, accuracies = nb["search_plainly"](seed, 2, 6, criterion=CRITERIA["magnitude"], scope=scope)
+        np.testing.assert_allclose(found["acc"][i], accuracies, atol=0.5)
+        for name, mask in masks.items():
+            assert (found["ticket"][name][i] == mask.bool().numpy()).mean() > 0.999
 
 
-def test_pruned_weights_stay_exactly_zero_under_adam(nb):
-    weights, masks = draw_masks_of_magnitude(nb, 0.3, "with the weights")
-    trained, _ = nb["train_subnetworks"](weights, masks, [make_dataset()] * len(SEEDS), 15, 15)
+def test_pruned_weights_do_not_move_and_others_do(nb):
+    weights, masks = draw_masks(nb, 0.3, "layerwise")
+    data = [nb["FROZEN"]] * len(SEEDS)
+    trained, gradient, history = nb["train_rows"](weights, masks, data, 10, 100, 5)
+    assert history["test_acc"].shape == (3, 3) and history["test_loss"].shape == (3,)
     for name, mask in masks.items():
-        assert (trained[name][~mask] == 0).all()
-    moved = [(trained[name] != weights[name])[mask] for name, mask in masks.items()]
+        assert (trained[name] == weights[name])[mask == 0].all() and (gradient[name][mask == 0] == 0).all()
+    moved = [(trained[name] != weights[name])[mask > 0] for name, mask in masks.items()]
     assert torch.cat(moved).double().mean() > 0.9
 
 
-def test_full_masks_leave_the_network_whole(nb):
-    _, masks = nb["draw_weights"](SEEDS)
-    assert nb["compact"](masks)[0] == (0, 40, 0)
-
-
-def test_a_network_without_any_path_can_be_trained(nb):
-    weights, masks = nb["draw_weights"](SEEDS)
-    empty = {name: torch.zeros_like(mask) for name, mask in masks.items()}
-    trained, history = nb["train_subnetworks"](weights, empty, [make_dataset()] * len(SEEDS), 2, 2)
-    assert all((weight == 0).all() for weight in trained.values())
-    np.testing.assert_allclose(history["test_loss"], np.log(10), rtol=1e-5)
-
-
-@pytest.mark.parametrize("treatment", [*TREATMENTS, "global"])
-def test_prune_keeps_the_largest_of_each_group(nb, treatment):
-    weights, masks = nb["draw_weights"](SEEDS)
-    groups = nb["make_groups"](treatment)
-    before = nb["prune"](weights, masks, 0.5, groups)
-    after = nb["prune"](weights, before, 0.1, groups)
-    for group in groups:
-        size = sum(masks[name][0].numel() for name in group)
+@pytest.mark.parametrize("scope", SCOPES)
+def test_prune_keeps_the_largest_of_each_group_and_never_revives(nb, scope):
+    weights, before = draw_masks(nb, 0.5, scope)
+    after = nb["prune_rows"](CRITERIA["magnitude"], weights, weights, weights, before, 0.1, GROUPS[scope], SEEDS)
+    for group in GROUPS[scope]:
         for i in range(len(SEEDS)):
             magnitude = torch.cat([weights[name][i].abs().flatten() for name in group])
-            kept = torch.cat([after[name][i].flatten() for name in group])
-            assert kept.sum() == round(0.1 * size)
+            kept = torch.cat([after[name][i].flatten() for name in group]) > 0
+            assert kept.sum() == max(1, round(0.1 * len(magnitude)))
             assert magnitude[kept].min() >= magnitude[~kept].max()
-    grouped = {name for group in groups for name in group}
-    for name in masks:
-        assert not (after[name] & ~before[name]).any()
-        assert name in grouped or after[name].all()
+    opposite = {name: torch.where(mask > 0, 1e-9, 1.0) for name, mask in before.items()}
+    odd = nb["prune_rows"](CRITERIA["magnitude"], weights, opposite, weights, before, 0.2, GROUPS[scope], SEEDS)
+    for name in before:
+        assert (after[name] <= before[name]).all() and (odd[name] <= before[name]).all()
+        assert any(name in group for group in GROUPS[scope]) or after[name].all()
 
 
-def test_prune_never_revives(nb):
-    _, masks = draw_masks_of_magnitude(nb, 0.5, "kept")
-    opposite = {name: torch.where(mask, 1e-9, 1.0) for name, mask in masks.items()}
-    after = nb["prune"](opposite, masks, 0.2, nb["make_groups"]("kept"))
-    assert not any((after[name] & ~masks[name]).any() for name in masks)
-
-
-def test_random_masks_know_nothing_of_the_initial_weights(nb):
-    weights, _ = nb["draw_weights"](SEEDS)
-    masks = nb["draw_masks"](SEEDS, 0.08, nb["make_groups"]("with the weights"))
-    for name in ("linear1.weight", "linear2.weight"):
-        kept = weights[name][masks[name]]
-        assert abs((kept > 0).double().mean() - 0.5) < 0.1
-        assert abs(kept.abs().mean() / weights[name].abs().mean() - 1) < 0.1
-
-
-@pytest.mark.parametrize("treatment", TREATMENTS)
-def test_random_masks_have_the_density_of_a_ticket_and_belong_to_their_seed(nb, treatment):
-    groups = nb["make_groups"](treatment)
-    _, ticket = draw_masks_of_magnitude(nb, 0.08, treatment)
-    random = nb["draw_masks"](SEEDS, 0.08, groups)
-    for group in groups:
+@pytest.mark.parametrize("scope", SCOPES)
+def test_random_masks_match_a_ticket_in_density_and_know_nothing_of_the_weights(nb, scope):
+    _, ticket = draw_masks(nb, 0.08, scope)
+    weights, random = draw_masks(nb, 0.08, scope, "random")
+    for group in GROUPS[scope]:
         counts = [sum(masks[name].flatten(1).sum(1) for name in group) for masks in (ticket, random)]
         assert (counts[0] == counts[1]).all()
-    alone = nb["draw_masks"](SEEDS[1:2], 0.08, groups)
+    alone = draw_masks(nb, 0.08, scope, "random", SEEDS[1:2])[1]
     assert all((alone[name][0] == random[name][1]).all() for name in random)
     assert (random["linear2.weight"][0] != random["linear2.weight"][1]).any()
+    kept = weights["linear2.weight"][random["linear2.weight"] > 0]
+    assert abs(kept.abs().mean() / weights["linear2.weight"].abs().mean() - 1) < 0.2
 
 
-def test_search_rewinds_to_the_original_initialisation(nb):
-    """Every round after the first starts anew: the ticket trained alone gives what the search recorded."""
-    variant = {
-        "masks": None,
-        "density": None,
-        "groups": TREATMENTS[0],
-        "initialisation": "original",
-        "data": "original",
-    }
-    variant |= {"steps": 6, "eval_every": 3, "keep": True}
-    dense = nb["run"](variant, SEEDS)
-    start = {"groups": TREATMENTS[0], "data": "original", "steps": 6, "rounds": 2, "last": 3, "dense": dense}
-    found = nb["search"](start, SEEDS)
-    assert found["acc"].shape == found["loss"].shape == (3, 4)
-    ones = found["first_layer"].sum((2, 3))  # [seed, round]
-    assert (np.diff(ones) < 0).all()
-    assert not (found["first_layer"][:, 1:] & ~found["first_layer"][:, :-1]).any()
-    alone = nb["run"]({**variant, "masks": found["ticket"]["masks"]}, SEEDS)
-    np.testing.assert_array_equal(alone["test_acc"], found["ticket"]["test_acc"])
-    np.testing.assert_array_equal(alone["test_acc"][:, -1], found["acc"][:, 2])
+def test_arms_of_one_stack_equal_those_trained_alone(nb):
+    _, masks = draw_masks(nb, 0.2, "layerwise")
+    ticket = {name: mask.bool().numpy() for name, mask in masks.items()}
+    arms = {"dense": {}, "random": {"mask": "random"}, "ticket": {"mask": ticket, "data": "shuffled", "fresh": True}}
+    arms["new"] = {"mask": ticket, "init": "random"}
+    group = {"steps": 6, "batch": 100, "arms": arms}
+    together = nb["run"](group, SEEDS)
+    for name, arm in arms.items():
+        alone = nb["run"]({**group, "arms": {name: arm}}, SEEDS)[name]
+        np.testing.assert_allclose(together[name]["test_acc"], alone["test_acc"], atol=0.5)
+        np.testing.assert_allclose(together[name]["test_loss"], alone["test_loss"], rtol=1e-3)
+    assert (together["ticket"]["test_loss"] != together["new"]["test_loss"]).all()
 
 
 def test_initial_weights_of_each_control(nb):
     used = {}
 
-    def spy(weights, masks, data, steps, eval_every):
-        used[kind] = weights
-        return weights, {}
+    def spy(weights, masks, data, steps, batch_size, eval_every):
+        used.update({name: weights[name].split(len(SEEDS)) for name in weights})
+        return None, None, {"test_acc": np.zeros((9, 1)), "test_loss": np.zeros(9)}
 
-    nb["train_subnetworks"] = spy
-    variant = {"masks": None, "density": None, "groups": TREATMENTS[0], "data": "original"}
-    variant |= {"steps": 1, "eval_every": 1, "keep": False}
-    for kind in ("original", "random", "original signs"):
-        nb["run"]({**variant, "initialisation": kind}, SEEDS)
-    for name, original in nb["draw_weights"](SEEDS)[0].items():
-        mixed, random = used["original signs"][name], used["random"][name]
-        assert (used["original"][name] == original).all()
-        assert (random != original).all()
-        assert (mixed.sign() == original.sign()).all() and (mixed.abs() == random.abs()).all()
+    nb["train_rows"] = spy
+    arms = {init: {"init": init} for init in ("original", "random", "original signs")}
+    nb["run"]({"steps": 1, "batch": 100, "arms": arms}, SEEDS)
+    for name, weight in nb["draw_weights"](SEEDS)[0].items():
+        original, random, mixed = used[name]
+        assert (original == weight).all() and (random != weight).all()
+        assert (mixed.sign() == weight.sign()).all() and (mixed.abs() == random.abs()).all()
 
 
 def test_datasets_change_what_they_say(nb):
-    data = {name: nb["make_data"](name, 3) for name in ("original", "fresh", "flipped", "shuffled")}
     frozen = make_dataset()
+    data = {name: nb["make_data"](name, False, 3) for name in ORDERS}
     for split in ("x", "x_test"):
         np.testing.assert_array_equal(data["original"][split], frozen[split])
         np.testing.assert_array_equal(data["flipped"][split][:, ::-1], frozen[split])
         np.testing.assert_array_equal(np.sort(data["shuffled"][split]), np.sort(frozen[split]))
-        assert data["fresh"][split].shape == frozen[split].shape
-        assert not np.isclose(data["fresh"][split], frozen[split]).all(1).any()
-    # The training and the test set share one permutation: where position 0 went is found in both.
     where = [np.flatnonzero((data["shuffled"][s] == frozen[s][:, :1]).all(0)) for s in ("x", "x_test")]
-    np.testing.assert_array_equal(*where)
-    other = nb["make_data"]("shuffled", 4)
-    assert (other["x"] != data["shuffled"]["x"]).any()
-    np.testing.assert_array_equal(other["y"], frozen["y"])
+    np.testing.assert_array_equal(*where)  # one permutation of training and test set
+    assert (nb["make_data"]("shuffled", False, 4)["x"] != data["shuffled"]["x"]).any()
+    assert not np.isclose(nb["make_data"]("original", True, 3)["x"], frozen["x"]).all(1).any()
 
 
 def test_adjacent_pairs_and_their_expectations(nb):

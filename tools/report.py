@@ -45,7 +45,7 @@ WORK = {
     "shuffling": ("6000 steps, batch 100", ("STEPS", "BATCH_SIZE")),
     "tsne": ("70,000 and 5,000 points", ("POINTS", "ITERATIONS")),
     "lottery_tickets": ("99 rounds of 1500 steps, batch 100; 15 curves of 6000 steps, batch 500",
-                        ("LAST_ROUND", "STEPS", "BATCH_SIZE")),
+                        ("LAST_ROUND", "STEPS", "BATCH_SIZE", "CURVE_STEPS", "CURVE_BATCH")),
     "double_descent": ("19 widths and 29 channels, 500 epochs", ("MLP_WIDTHS", "MLP_WIDE", "CNN_CHANNELS", "CNN_WIDE",
                                                                  "EPOCHS", "WIDE_EPOCHS")),
     "metalearn_lr": ("2 starts, 50 outer x 200 inner steps", ("STARTS", "OUTER_STEPS", "INNER_STEPS")),
