@@ -1,9 +1,12 @@
 """The mechanism of the lottery ticket notebook: masks, pruning, rewinding, controls, neighbours."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
+import lottery_control
 from mnist1d import make_dataset
 from mnist1d.models import MLP
 
@@ -160,3 +163,17 @@ def test_adjacent_pairs_and_their_expectations(nb):
         assert abs(counts.mean() - expected) < 4 * counts.std() / np.sqrt(draws)
     same_density, same_units = nb["expect_adjacent"](mask)
     assert same_units > 1.1 * same_density
+
+
+def test_the_published_search_goes_on_where_it_stopped(tmp_path, capsys):
+    options = ["--steps", "3", "--prune-after", "2", "--curve-steps", "2", "--hidden", "12"]
+    options += ["--output", str(tmp_path), "--kept", str(tmp_path / "kept.pt"), "--rounds", "3"]
+    lottery_control.main(options)
+    results = json.loads((tmp_path / "lottery_control.json").read_text(encoding="utf-8"))
+    assert len(results["acc"]) == 3 and results["acc"][0][0] == results["acc"][0][1]  # both start dense
+    assert (tmp_path / "lottery_control.png").is_file()
+    capsys.readouterr()
+    lottery_control.main(options)
+    assert "sparse" not in capsys.readouterr().out  # nothing is left to search
+    again = json.loads((tmp_path / "lottery_control.json").read_text(encoding="utf-8"))
+    assert again["acc"] == results["acc"]
