@@ -15,7 +15,8 @@ import mnist1d
 from mnist1d import comparison
 from mnist1d.comparison import Comparison, compare, interval, judge_difference
 from mnist1d.models import CNN, MLP, Logistic
-from mnist1d.training import train
+from mnist1d.training import fit, train
+from notebooks import run_parameters
 
 DATA = mnist1d.make_dataset(num_samples=500)
 
@@ -257,3 +258,27 @@ def test_the_package_loads_no_torch_until_compare_is_used():
     code = "import sys, mnist1d; assert 'compare' in dir(mnist1d) and 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert mnist1d.compare is compare
+
+
+def test_the_notebooks_lstm_cell_is_torchs(notebook):
+    ours, theirs = notebook("compare")["LSTMCell"](4, 6), nn.LSTMCell(4, 6)
+    with torch.no_grad():
+        for layer, name in ((ours.read, "ih"), (ours.recall, "hh")):
+            getattr(theirs, f"weight_{name}").copy_(layer.weight)
+            getattr(theirs, f"bias_{name}").copy_(layer.bias)
+    x = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
+    state = ours(x[0])
+    for a, b in zip(ours(x[1], state), theirs(x[1], theirs(x[0])), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_notebooks_arms_are_trained_together(notebook):
+    namespace = notebook("compare")
+    builds = [lambda cell=cell: namespace["Recurrent"](cell, 6) for cell in (nn.GRUCell, namespace["LSTMCell"])]
+    for build in [*builds, namespace["NormCNN"]]:
+        assert fit(build, DATA, 2, steps=2)[0].stacked
+
+
+def test_a_bad_number_of_seeds_is_named():
+    with pytest.raises(ValueError, match="SAME_SEEDS"):
+        run_parameters("compare", SAME_SEEDS=range(3))

@@ -36,6 +36,7 @@ FIGURES = {
     "simclr": "Figure 8",
     "pooling": "Figure 9",
     "random_subspaces": "random subspaces [S]",
+    "compare": "beyond the paper",
     "spatial_priors": "beyond the paper",
 }
 
