@@ -26,13 +26,13 @@ from mnist1d.settings import get_device
 from mnist1d.training import _evaluate, _list_seeds, fit, split_tensors, sweep
 from mnist1d.utils import open_for_rename
 
-__all__ = ["Comparison", "compare", "interval", "judge_difference"]
+__all__ = ["Comparison", "compare", "confidence_interval", "judge_difference"]
 
 FIRST_TUNING_SEED = 1_000_000
 MOST_SEEDS = 10_000  # beyond this no number of seeds is worth naming
 
 
-def interval(values, level=0.95):
+def confidence_interval(values, level=0.95):
     """The t-interval of a mean over seeds: (mean, low, high)."""
     mean, half = np.mean(values), _half_width(np.std(values, ddof=1), len(values), level)
     return float(mean), float(mean - half), float(mean + half)
@@ -61,7 +61,7 @@ def judge_difference(difference, margin=0.5, level=0.95):
     needed : int or None
         How many seeds would decide what is undecided, if mean and spread stayed what they are.
     """
-    mean, low, high = interval(difference, level)
+    mean, low, high = confidence_interval(difference, level)
     if -margin < low and high < margin:
         return "equivalent", None
     if low > 0 or high < 0:
@@ -73,7 +73,7 @@ def judge_difference(difference, margin=0.5, level=0.95):
 
 
 def _half_width_text(values):
-    mean, low, _ = interval(values)
+    mean, low, _ = confidence_interval(values)
     return f"{mean:.2f} ± {mean - low:.2f}"
 
 
@@ -91,7 +91,7 @@ class Comparison:
         As of :func:`judge_difference`.
     needed : dict of str to (int or None)
     chosen, validation : dict
-        The chosen values; mean validation accuracy of each combination that was tried, percent.
+        The chosen values; mean validation accuracy of each combination, percent, NaN where there is only one.
     train_accuracy, parameters, seconds : dict
         Percent, after the last step; trainable numbers; CPU seconds of training one seed.
     margin, level : float
@@ -128,14 +128,17 @@ class Comparison:
         head = ["arm", "test accuracy (%)", "parameters", "CPU s", "minus baseline (points)", "answer", "chosen"]
         rows = [head, ["---"] * len(head)]
         for arm, values in self.accuracy.items():
-            mean, low, high = interval(self.difference[arm], self.level) if arm in self.answer else (0, 0, 0)
+            mean, low, high = confidence_interval(self.difference[arm], self.level) if arm in self.answer else (0, 0, 0)
             difference = f"{mean:+.2f} ({low:+.2f} to {high:+.2f})" if arm in self.answer else ""
             chosen = ", ".join(f"{k}={_name(v)}" for k, v in self.chosen[arm].items())
             cost = f"{self.parameters[arm]:,}", f"{self.seconds[arm]:.1f}"
             rows.append([arm, _half_width_text(values), *cost, difference, self.describe(arm), chosen])
         n = len(next(iter(self.accuracy.values())))
         table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-        note = f"{n} seeds, 95% intervals; the test set was used once for each arm, after its last step."
+        each = (
+            "" if self.level == 0.95 else f"; those of the differences hold together, each at {100 * self.level:.2f}%"
+        )
+        note = f"{n} seeds, 95% intervals{each}; the test set was used once for each arm, after its last step."
         return f"**{self.name}**\n\n{table}\n\n{note}"
 
     def draw(self):
@@ -147,7 +150,7 @@ class Comparison:
             axes[0].plot(values, np.full(len(values), y), "|", color="#999999")
             for ax, sample, level in ((axes[0], values, 0.95), (axes[1], self.difference.get(arm), self.level)):
                 if sample is not None:
-                    mean, low, high = interval(sample, level)
+                    mean, low, high = confidence_interval(sample, level)
                     ax.errorbar(mean, y, xerr=[[mean - low], [high - mean]], fmt="o", color="#0072B2", capsize=2)
         axes[1].axvspan(-self.margin, self.margin, color="#999999", alpha=0.25, label="margin", linewidth=0)
         axes[1].axvline(0, color="black", linewidth=0.6)
@@ -256,7 +259,10 @@ def _choose(arm, grid, data, validation, tune_seeds, cache):
 def _run_arm(variant, seeds):
     """One arm on one dataset: choose, train anew on all training examples, test once."""
     arm, grid, data, validation, tune_seeds, cache = variant
-    tries, scores = _choose(arm, grid, data, validation, tune_seeds, cache) if grid else ([{}], [math.nan])
+    if math.prod(map(len, grid.values())) > 1:
+        tries, scores = _choose(arm, grid, data, validation, tune_seeds, cache)
+    else:  # nothing to choose
+        tries, scores = [{k: values[0] for k, values in grid.items()}], [math.nan]
     best = int(np.argmax(scores))
     final = arm | tries[best]
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import mnist1d
 from mnist1d import comparison
-from mnist1d.comparison import Comparison, compare, interval, judge_difference
+from mnist1d.comparison import Comparison, compare, confidence_interval, judge_difference
 from mnist1d.models import CNN, MLP, Logistic
 from mnist1d.training import fit, train
 from notebooks import run_parameters
@@ -56,7 +56,7 @@ def test_equal_arms_are_seldom_called_better(others):
 
 def test_the_interval_is_the_usual_one():
     values = np.array([1.0, 2.0, 4.0])
-    mean, low, high = interval(values)
+    mean, low, high = confidence_interval(values)
     assert mean == pytest.approx(7 / 3)
     half = 4.30265 * values.std(ddof=1) / np.sqrt(3)  # the 97.5% quantile of t with two degrees of freedom
     assert (low, high) == (pytest.approx(mean - half, abs=1e-4), pytest.approx(mean + half, abs=1e-4))
