@@ -1,7 +1,8 @@
 """MNIST-1D: a procedurally generated dataset for small-scale deep-learning experiments.
 
-The generator needs numpy and scipy alone. `mnist1d.models`, `mnist1d.training`, `mnist1d.figures`,
-`mnist1d.claims` and `mnist1d.images` are imported by name when a notebook wants them.
+The generator needs numpy and scipy alone; `mnist1d.compare` loads torch when it is first used.
+`mnist1d.models`, `mnist1d.training`, `mnist1d.figures`, `mnist1d.claims` and `mnist1d.images` are imported by name
+when a notebook wants them.
 """
 
 from importlib.metadata import PackageNotFoundError, version
@@ -25,6 +26,7 @@ try:
 except PackageNotFoundError:  # used from a checkout that was never installed
     __version__ = "0+unknown"
 
+# `compare` is public too, and not in this list: a star import would load torch.
 __all__ = [
     "ObjectView",
     "__version__",
@@ -44,3 +46,15 @@ __all__ = [
     "utils",
     "verify",
 ]
+
+
+def __getattr__(name):
+    if name == "compare":
+        from mnist1d.comparison import compare
+
+        return compare
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return [*__all__, "compare"]

@@ -32,6 +32,7 @@ __all__ = [
     "profile",
     "seconds",
     "seed_offset",
+    "shift_seeds",
     "start_clock",
 ]
 
@@ -85,6 +86,28 @@ def seed_offset() -> int:
     if not (value.isascii() and value.isdigit()):
         raise ValueError(f"MNIST1D_SEED_OFFSET={value!r}: must be a non-negative integer")
     return int(value)
+
+
+def shift_seeds(namespace: dict) -> None:
+    """Add :func:`seed_offset` to every seed: integers, ranges and lists of integers whose name holds "SEED".
+
+    The runner calls it at the end of the parameters cell in a run with other seeds (`make replicate`).
+
+    Parameters
+    ----------
+    namespace : dict
+        Of the notebook; changed in place.
+    """
+    offset = seed_offset()
+    for name, seeds in list(namespace.items()):
+        if "SEED" not in name:
+            continue
+        if isinstance(seeds, range):
+            namespace[name] = range(seeds.start + offset, seeds.stop + offset, seeds.step)
+        elif isinstance(seeds, (list, tuple)):
+            namespace[name] = type(seeds)(seed + offset for seed in seeds)
+        elif isinstance(seeds, int):
+            namespace[name] = seeds + offset
 
 
 def get_jobs() -> int:

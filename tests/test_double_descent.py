@@ -11,7 +11,7 @@ from mnist1d.models import count_parameters
 
 @pytest.fixture
 def namespace(notebook):
-    return notebook("double_descent", N_CLASSES=10)
+    return notebook("double_descent")
 
 
 @pytest.mark.parametrize("level", [0.05, 0.15, 0.3])
@@ -42,7 +42,7 @@ def test_published_mlp_has_two_equal_hidden_layers(namespace, width):
 
 @pytest.mark.parametrize("channels", [2, 25])
 def test_cnn_has_the_published_number_of_parameters(namespace, channels):
-    assert count_parameters(namespace["cnn"](channels)) == 6 * channels**2 + 58 * channels + 10
+    assert count_parameters(namespace["CNN"](channels=channels)) == 6 * channels**2 + 58 * channels + 10
 
 
 def test_squared_error_sums_over_classes_and_averages_over_the_batch(namespace):
@@ -71,13 +71,13 @@ def test_levels_trained_together_equal_levels_trained_alone(notebook):
     levels, seeds = [0.0, 0.15], [0, 1]
     make_noisy = notebook("double_descent")["make_noisy"]
     data = {(level, seed): make_noisy(800, level, seed) for level in levels for seed in seeds}
-    knobs = {"DATA": data, "STEPS_PER_EPOCH": 2, "EVAL_EPOCHS": 5}
+    knobs = {"DATA": data, "STEPS_PER_EPOCH": 2, "EPOCHS": 10}
     run, mlp = (notebook("double_descent", **knobs)[name] for name in ("run", "mlp"))
-    variant = {"build": lambda: mlp(12), "epochs": 10, "levels": levels}
-    together = run(variant, seeds)
+    build = lambda: mlp(12)  # noqa: E731
+    together = run((build, levels, 5), seeds)
     for level in levels:
         for i, seed in enumerate(seeds):
-            alone = run({**variant, "levels": [level]}, [seed])[level]
+            alone = run((build, [level], 5), [seed])[level]
             for split in ("train", "test"):
                 assert together[level][split].shape == (2, 3)
                 np.testing.assert_allclose(together[level][split][i], alone[split][0], atol=0.51)
@@ -89,12 +89,22 @@ def test_each_loss_trains_all_seeds_together_as_one_by_one(notebook, loss, recwa
     seeds = [0, 1]
     make_noisy = notebook("double_descent")["make_noisy"]
     knobs = {"LOSS_DATA": {seed: make_noisy(800, 0.15, seed) for seed in seeds}, "LOSS_TRAIN": 200, "LOSS_EPOCHS": 60}
-    cells = notebook("double_descent", N_CLASSES=10, **knobs)
+    cells = notebook("double_descent", **knobs)
     function = {"cross-entropy": F.cross_entropy, "squared error": cells["squared_error"]}[loss]
     together = cells["run_loss"]((function, 12), seeds)
     for i, seed in enumerate(seeds):
         alone = cells["run_loss"]((function, 12), [seed])
         for split in ("train", "test"):
             np.testing.assert_allclose(together[split][i], alone[split][0], atol=0.51)
-    assert together["train"][0] < 75  # it learns
+    assert together["train"][0, -1] < 75  # it learns
     assert [str(w.message) for w in recwarn] == []
+
+
+def test_the_plain_loop_gives_the_numbers_of_train(notebook):
+    make_noisy = notebook("double_descent")["make_noisy"]
+    data = {(0.15, 3): make_noisy(800, 0.15, 3)}
+    cells = notebook("double_descent", DATA=data, STEPS_PER_EPOCH=2, EPOCHS=6)
+    torch.manual_seed(3)
+    plain = cells["train_one"](cells["mlp"](12), data[0.15, 3], 6, seed=3)
+    ours = cells["run"]((lambda: cells["mlp"](12), [0.15], 6), [3])[0.15]
+    np.testing.assert_allclose(plain, [ours[split][0, -1] for split in ("train", "test")], atol=0.51)  # one example

@@ -124,12 +124,13 @@ def test_the_table_of_work_shows_ratios_at_equal_work_only(checkout):
     row = next(
         line for line in report.render(checkout)["README.md"].splitlines() if line.startswith("| lottery_tickets")
     )
-    assert f"steps {knobs['STEPS']:,}" in row and row.endswith("| 5 | 2.0 | - |")
-    (checkout / "figures" / "equal_work.json").write_text(json.dumps({"lottery_tickets": 1.43}))
+    assert f"steps {knobs['STEPS']:,}" in row and row.endswith("| 5 | 2.0 | - | - |")
+    measured = {"ratio": 1.43, "plain_minutes": 43.04, "ours_minutes": 30.1}
+    (checkout / "figures" / "equal_work.json").write_text(json.dumps({"lottery_tickets": measured}))
     row = next(
         line for line in report.render(checkout)["README.md"].splitlines() if line.startswith("| lottery_tickets")
     )
-    assert row.endswith("| 5 | 2.0 | 1.4 |")
+    assert row.endswith("| 5 | 2.0 | 1.4 | 43.0 / 30.1 |")
 
 
 def test_the_forest_plot_draws_every_part(checkout):

@@ -39,6 +39,8 @@ results = {
 (folder / "tsne.json").write_text(json.dumps(results))
 """.strip()
 
+SAVE_ANY = SAVE.replace('"mean": 50.0 + x', '"mean": 50.0').replace("x < 5", "True")
+
 # What a digest of the code follows to a function of the package.
 USE_PACKAGE = "from mnist1d.transform import pad\nx = 1"
 
@@ -241,9 +243,16 @@ def test_other_profiles_write_elsewhere(checkout, capsys, profile):
 def test_a_replicate_has_other_seeds_and_leaves_the_figures(checkout, capsys):
     assert run(checkout) == 0
     before = published(checkout)
-    write_notebook(checkout, ["import os\nx = int(os.environ['MNIST1D_SEED_OFFSET'])", SAVE])
+    write_notebook(checkout, ["SEEDS, FIRST_SEED, OTHER = range(3), 7, 1", "x = [*SEEDS, FIRST_SEED, OTHER]", SAVE_ANY])
+    path = checkout / "notebooks" / "tsne.ipynb"
+    notebook = nbformat.read(path, 4)
+    notebook.cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(notebook, path)
     assert run(checkout, "--offset", "4") == 0
-    assert read_json(checkout / "build" / "replicate" / "tsne.json")["numbers"] == {"x": 4}
+    assert read_json(checkout / "build" / "replicate" / "tsne.json")["numbers"] == {"x": [4, 5, 6, 11, 1]}
+    assert run(checkout) == 0
+    assert read_json(checkout / "figures" / "tsne.json")["numbers"] == {"x": [0, 1, 2, 7, 1]}
+    before = published(checkout)
     assert published(checkout) == before
     assert "build/replicate/agreement.md" in capsys.readouterr().out
     assert run_notebooks.is_stale("tsne", Run(checkout, offset=5))

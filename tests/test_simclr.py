@@ -1,4 +1,4 @@
-"""The mechanism of the SimCLR notebook: augmentations, losses, stacked pretraining, probe and purity."""
+"""The mechanism of the SimCLR notebook: augmentations, losses, pretraining, and what is measured of the features."""
 
 import numpy as np
 import pytest
@@ -7,6 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
 from mnist1d.models import count_parameters
+from notebooks import run_parameters
 
 
 @pytest.fixture
@@ -105,33 +106,27 @@ def double_precision():
     torch.set_default_dtype(torch.float32)
 
 
-def test_stacked_pretraining_equals_a_plain_loop(ns, double_precision):
-    signals, seeds = make_signals(), [3, 4]
-    (model,) = ns["pretrain"]((125, 16), ns["info_nce"], signals, seeds, (20,))
+def test_pretraining_together_equals_the_plain_loop(ns, double_precision):
+    signals, seeds = make_signals().double(), [3, 4]
+    ns["STEPS"] = 20
+    models = ns["pretrain"]((125, 16), ns["info_nce"], signals, seeds)
     for i, seed in enumerate(seeds):
-        torch.manual_seed(seed)
-        network = ns["Network"]((125, 16))
-        optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
-        for (batch,) in ns["draw_batches"](signals, [seed], 20, "cpu"):
-            first, second = (F.normalize(v, dim=1) for v in network(batch)[-1].chunk(2))
-            loss = F.cross_entropy(first @ second.T / 0.5, torch.arange(20))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+        network, loss = ns["pretrain_one"]((125, 16), signals, 20, seed)
+        assert 0 < loss < np.log(20)
         for name, value in network.named_parameters():
-            torch.testing.assert_close(model.params[name][i], value, atol=1e-7, rtol=1e-7)
+            torch.testing.assert_close(models.params[name][i], value, atol=1e-7, rtol=1e-7)
 
 
 def test_a_deep_head_whose_gradients_nearly_cancel_is_trained_together(notebook):
-    ns = notebook("simclr")
+    ns = notebook("simclr", STEPS=1)
     signals = torch.tensor(ns["make_dataset"]()["x"], dtype=torch.float32)
-    (models,) = ns["pretrain"](ns["get_head"](6), ns["info_nce"], signals, [0, 1], (1,))
-    assert models.stacked
+    assert ns["pretrain"](ns["get_head"](6), ns["info_nce"], signals, [0, 1]).stacked
 
 
-def test_pretraining_stops_at_a_loss_that_is_not_finite(ns):
-    with pytest.raises(FloatingPointError, match="at step 2"):
-        list(ns["pretrain"]((16,), lambda z: z.sum() * torch.nan, make_signals(), [0], (2,)))
+def test_pretraining_that_diverges_is_an_error(notebook):
+    ns = notebook("simclr", BATCH_SIZE=20, STEPS=2, get_device=lambda: torch.device("cpu"))
+    with pytest.raises(FloatingPointError, match="training diverged"):
+        ns["pretrain"]((16,), lambda z: z.sum() * torch.nan, make_signals(), [0])
 
 
 def test_the_linear_probe_is_that_of_the_optimum(ns):
@@ -143,7 +138,41 @@ def test_the_linear_probe_is_that_of_the_optimum(ns):
     scaled = (x - x[fit].mean(0)) / x[fit].std(0)
     optimum = LogisticRegression(tol=1e-8, max_iter=5000).fit(scaled[fit], y[fit]).score(scaled[test], y[test])
     assert 0.3 < optimum < 0.9
-    assert ns["linear_probe"](x[fit], y[fit], x[test], y[test]) == pytest.approx(100 * optimum, abs=0.5)
+    both = ns["linear_probe"](x[fit], y[fit], (x[test], y[test]), (x[test][:100], y[test][:100]))
+    assert both[0] == pytest.approx(100 * optimum, abs=0.5)
+    assert both[1] != both[0] and both[1] == round(both[1])  # a split of its own, of 100
+
+
+def test_the_rank_counts_the_directions_in_use(ns):
+    rng = np.random.default_rng(0)
+    few = rng.normal(size=(2000, 5)) @ np.linalg.qr(rng.normal(size=(30, 5)))[0].T + 7
+    assert ns["effective_rank"](few) == pytest.approx(5, abs=0.05)
+    assert ns["effective_rank"](rng.normal(size=(2000, 30))) == pytest.approx(30, rel=0.05)
+    assert ns["effective_rank"](np.ones((100, 30))) == pytest.approx(1, abs=0.5)
+
+
+def test_alignment_and_uniformity_are_those_of_wang_and_isola(ns):
+    rng = np.random.default_rng(0)
+    first = torch.tensor(rng.normal(size=(50, 8)))
+    second = first + 0.3 * torch.tensor(rng.normal(size=(50, 8)))
+    x, y = F.normalize(first, dim=1), F.normalize(second, dim=1)
+    alignment, uniformity = ns["alignment_uniformity"](5 * first.numpy(), second.numpy())
+    assert alignment == pytest.approx((x - y).norm(dim=1).pow(2).mean().item())
+    assert uniformity == pytest.approx(torch.pdist(x).pow(2).mul(-2).exp().mean().log().item())
+    assert ns["alignment_uniformity"](np.zeros((9, 4)), np.zeros((9, 4))) == (0, 0)
+
+
+def test_the_best_layer_is_chosen_on_validation_data(ns):
+    result = {"val": np.array([[1, 3, 2], [5, 4, 4]]), "test": np.array([[10, 11, 99], [20, 21, 22]])}
+    accuracy, layer = ns["best"](result)
+    assert accuracy.tolist() == [11, 20] and layer.tolist() == [1, 0]
+
+
+def test_impossible_knobs_are_refused_at_the_top():
+    with pytest.raises(ValueError, match="BATCH_SIZE=500: must be at most N_TRAIN, 200"):
+        run_parameters("simclr", N_TRAIN=200, N_TEST=100, BATCH_SIZE=500)
+    with pytest.raises(ValueError, match=r"DEPTHS=\(0, 1\): must hold the published"):
+        run_parameters("simclr", DEPTHS=(0, 1))
 
 
 def test_purity_counts_neighbours_without_the_point_itself(ns):

@@ -4,6 +4,7 @@ import re
 
 import matplotlib.pyplot as plt
 import pytest
+from matplotlib.figure import Figure
 
 from notebooks import ROOT, list_suggestions, run_cells
 
@@ -18,10 +19,12 @@ def shorten(change, most=40):
     return f"{name} = {min(int(value), most)}" if is_count else change
 
 
+@pytest.mark.filterwarnings("ignore:.*could not be fetched")
 @pytest.mark.parametrize(("slug", "changes"), SUGGESTIONS, ids=[f"{slug}: {'; '.join(c)}" for slug, c in SUGGESTIONS])
 def test_a_suggestion_runs(slug, changes, tmp_path, monkeypatch):
     monkeypatch.setenv("MNIST1D_OUTPUT", str(tmp_path))
     monkeypatch.setattr(plt, "show", lambda: plt.close("all"))
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: figure.draw_without_rendering())  # twice as fast
     run_cells(slug, [shorten(change) for change in changes])
     assert (tmp_path / f"{slug}.json").is_file() and (tmp_path / f"{slug}.png").is_file()
     plt.close("all")

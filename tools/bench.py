@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from equal_work import bench_equal_work
 from mnist1d import get_dataset_args, make_dataset
 from mnist1d.models import MODELS
 from mnist1d.settings import get_device, get_jobs
@@ -140,14 +141,18 @@ def bench_metalearning(steps):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("slugs", nargs="*", help="the rows of equal work of these notebooks alone")
     parser.add_argument("--steps", type=int, default=2000, help="training steps a measurement")
     parser.add_argument("--inner-steps", type=int, default=60, help="steps of the unrolled inner loop")
     options = parser.parse_args()
-    bench_generator()
-    bench_trainer(options.steps)
+    if not options.slugs:
+        bench_generator()
+        bench_trainer(options.steps)
+    bench_equal_work(options.slugs)
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    bench_metalearning(options.inner_steps)
+    if not options.slugs:
+        bench_metalearning(options.inner_steps)
     return 0
 
 

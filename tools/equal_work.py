@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mnist1d import make_dataset
 from mnist1d.settings import get_jobs
-from mnist1d.training import sweep
+from mnist1d.training import sweep, train
 from mnist1d.utils import open_for_rename
 from notebooks import load_definitions
 
@@ -36,10 +37,78 @@ class Row:
     prepare: Callable = lambda notebook: None  # data that the definitions need, once
 
 
-ROWS = {}
+def train_all(notebook, steps):
+    """The four models of Table 1, one after the other, evaluated at the end alone."""
+    notebook["EVAL_EVERY"] = steps
+    for build in notebook["MODELS"].values():
+        notebook["train_one"](build, notebook["data"], steps)
 
 
-def measure(slug, row):
+def make_data(notebook):
+    notebook["data"] = make_dataset(num_samples=5000, validation_split=0.02)
+
+
+def run_all(notebook, seeds, steps):
+    for build in notebook["MODELS"].values():
+        train(build, notebook["data"], seeds, steps=steps, eval_every=steps)
+
+
+def draw_noisy(notebook):
+    data = notebook["make_noisy"](16_000, 0.15, 0)
+    notebook["data"] = data | {"x_test": data["x_test"][:100], "y_test": data["y_test"][:100]}
+
+
+DESCENT = [("mlp", 10), ("mlp", 50), ("mlp", 300), ("CNN", 10), ("CNN", 25), ("CNN", 60)]  # of the published sizes
+
+
+def build_size(notebook, kind, size):
+    return notebook["mlp"](size) if kind == "mlp" else notebook["CNN"](channels=size)
+
+
+def descend_plainly(notebook, steps):
+    for kind, size in DESCENT:
+        notebook["train_one"](build_size(notebook, kind, size), notebook["data"], steps // 40)
+
+
+def descend(notebook, seeds, steps):
+    options = {"order": "shuffled", "optimizer": "sgd", "learning_rate": 1e-2, "momentum": 0.9}
+    for kind, size in DESCENT:
+        train(lambda kind=kind, size=size: build_size(notebook, kind, size), notebook["data"], seeds, steps=steps,
+              eval_every=steps, **options)  # fmt: skip
+
+
+def prepare_pooling(notebook):
+    notebook["draws"] = {seed: notebook["draw_data"](seed) for seed in range(10)}
+    notebook["max"] = lambda: notebook["PoolingCNN"](torch.nn.MaxPool1d(2))
+
+
+def run_pooling(notebook, seeds, steps):
+    notebook.update(STEPS=steps, EVAL_EVERY=steps)
+    notebook["run"]((notebook["max"], 5000), seeds)
+
+
+def prepare_simclr(notebook):
+    notebook["x"] = torch.tensor(make_dataset()["x"], dtype=torch.float32)
+
+
+def run_simclr(notebook, seeds, steps):
+    notebook.update(STEPS=steps)
+    notebook["pretrain"](notebook["get_head"](2), notebook["info_nce"], notebook["x"], seeds)
+
+
+ROWS = {
+    "benchmarks": Row(train_all, run_all, 1000, 6000, "a step of each of the four models", prepare=make_data),
+    "double_descent": Row(descend_plainly, descend, 1000, 20_000 * 67 // 6, "a step of six sizes, MLP and CNN", 5,
+                          prepare=draw_noisy),
+    "simclr": Row(lambda n, steps: n["pretrain_one"](n["get_head"](2), n["x"], steps), run_simclr, 500, 24_000,
+                  "a step of the default head, 100 pairs", prepare=prepare_simclr),
+    "pooling": Row(lambda n, steps: n["train_one"](n["max"], n["take"](0, 5000), steps), run_pooling, 1500, 180_000,
+                   "a step of the max-pooled network, batch 100", knobs={"TEST_EXAMPLES": 100},
+                   prepare=prepare_pooling),
+}  # fmt: skip
+
+
+def measure(slug, row, repeats=REPEATS):
     """Milliseconds of a model-step, plainly and ours, the ratio, and the minutes of a published run, both ways."""
     notebook = load_definitions(slug, **row.knobs)
     row.prepare(notebook)
@@ -51,10 +120,10 @@ def measure(slug, row):
         return np.zeros(len(seeds))
 
     threads = torch.get_num_threads()
-    sweep(run, [2], range(row.seeds), chunk=chunk)  # workers start, data are read
+    sweep(run, [40], range(row.seeds), chunk=chunk)  # workers start, data are read
     plain, ours = [], []
-    for _ in range(REPEATS):
-        torch.set_num_threads(torch.get_num_interop_threads() if threads == 1 else threads)
+    for _ in range(repeats):
+        torch.set_num_threads(threads)
         start = time.perf_counter()
         row.plain(notebook, row.steps)
         plain.append((time.perf_counter() - start) / row.steps)

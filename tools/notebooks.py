@@ -69,7 +69,7 @@ def get_target(code):
 
 
 def run_cells(slug, changes=()):
-    """Run a notebook in this process, each change right after the first cell that binds its name.
+    """Run a notebook in this process, each change in place of the statement that binds its name, or right after it.
 
     Parameters
     ----------
@@ -82,16 +82,22 @@ def run_cells(slug, changes=()):
     dict
         The namespace.
     """
-    namespace, left = {"__name__": slug}, list(changes)
+    namespace, left = {"__name__": slug}, {change: ast.parse(change).body[0] for change in changes}
     for kind, source, _ in read_notebook(slug):
         if kind != "code":
             continue
-        exec(compile(source, f"{slug}.ipynb", "exec"), namespace)
+        tree = ast.parse(source)
+        for change, statement in list(left.items()):
+            for i, node in enumerate(tree.body):
+                if isinstance(node, ast.Assign) and ast.dump(node.targets[0]) == ast.dump(statement.targets[0]):
+                    tree.body[i] = left.pop(change)
+                    break
+        exec(compile(ast.fix_missing_locations(tree), f"{slug}.ipynb", "exec"), namespace)
         for change in [change for change in left if get_target(change) in namespace]:
             exec(compile(change, f"{slug}.ipynb", "exec"), namespace)
-            left.remove(change)
+            del left[change]
     if left:
-        raise ValueError(f"changes={left}: must change a name of the notebook {slug}")
+        raise ValueError(f"changes={list(left)}: must change a name of the notebook {slug}")
     return namespace
 
 

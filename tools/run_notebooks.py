@@ -256,6 +256,10 @@ def run_notebook(slug, run, jobs, guard, on_cell=None):
         "OMP_NUM_THREADS": "1",
         **settings.KEEP_MEMORY,
     }
+    if run.offset:
+        for cell in notebook.cells:
+            if "parameters" in cell.metadata.get("tags", []):
+                cell.source += "\n\nfrom mnist1d import settings\n\nsettings.shift_seeds(globals())"
     try:
         execute(notebook, path.parent, run.limit, environment, guard, on_cell)
         results = read_results(work / f"{slug}.json")

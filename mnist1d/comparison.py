@@ -1,0 +1,391 @@
+"""Is a model, optimiser, loss or augmentation better than the baseline? One call, tuned alike and tested once.
+
+Every arm chooses its settings on one validation split of the training set, is then trained on all of it with seeds
+that took no part in the choice, and meets the test set after its last step.
+"""
+
+import hashlib
+import inspect
+import itertools
+import json
+import math
+import time
+import warnings
+from bisect import bisect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from mnist1d.data import _draw_validation, make_dataset
+from mnist1d.models import count_parameters
+from mnist1d.settings import get_device
+from mnist1d.training import _evaluate, _list_seeds, fit, split_tensors, sweep
+from mnist1d.utils import open_for_rename
+
+__all__ = ["Comparison", "compare", "confidence_interval", "judge_difference"]
+
+FIRST_TUNING_SEED = 1_000_000
+MOST_SEEDS = 10_000  # beyond this no number of seeds is worth naming
+
+
+def confidence_interval(values, level=0.95):
+    """The t-interval of a mean over seeds: (mean, low, high)."""
+    mean, half = np.mean(values), _half_width(np.std(values, ddof=1), len(values), level)
+    return float(mean), float(mean - half), float(mean + half)
+
+
+def _half_width(sd, n, level):
+    return stats.t.ppf((1 + level) / 2, n - 1) * sd / np.sqrt(n)
+
+
+def judge_difference(difference, margin=0.5, level=0.95):
+    """What paired differences say.
+
+    Parameters
+    ----------
+    difference : array, shape (seed,)
+        Arm minus baseline, points.
+    margin : float
+        The largest difference that does not matter, points.
+    level : float
+        Of the interval.
+
+    Returns
+    -------
+    answer : {"better", "worse", "equivalent", "undecided"}
+        "equivalent" where the whole interval lies within the margin, be it off zero or not.
+    needed : int or None
+        How many seeds would decide what is undecided, if mean and spread stayed what they are.
+    """
+    mean, low, high = confidence_interval(difference, level)
+    if -margin < low and high < margin:
+        return "equivalent", None
+    if low > 0 or high < 0:
+        return ("better" if low > 0 else "worse"), None
+    reach = max(abs(mean), margin - abs(mean))  # a half width below it decides
+    sd, n = np.std(difference, ddof=1), len(difference)
+    more = range(n + 1, MOST_SEEDS)  # the first of these whose interval is short enough, else the end
+    return "undecided", more[0] + bisect(more, False, key=lambda n: bool(_half_width(sd, n, level) < reach))
+
+
+def _half_width_text(values):
+    mean, low, _ = confidence_interval(values)
+    return f"{mean:.2f} ± {mean - low:.2f}"
+
+
+@dataclass
+class Comparison:
+    """What :func:`compare` found on one dataset.
+
+    Attributes
+    ----------
+    accuracy : dict of str to ndarray, shape (seed,)
+        Of each arm after its last step on the test set, percent. The first arm is the baseline.
+    difference : dict of str to ndarray, shape (seed,)
+        Arm minus baseline with the same seed, points.
+    answer : dict of str to str
+        As of :func:`judge_difference`.
+    needed : dict of str to (int or None)
+    chosen, validation : dict
+        The chosen values; mean validation accuracy of each combination, percent, NaN where there is only one.
+    train_accuracy, parameters, seconds : dict
+        Percent, after the last step; trainable numbers; CPU seconds of training one seed.
+    margin, level : float
+        The level of each interval of a difference: together they hold with 95%.
+    """
+
+    name: str
+    accuracy: dict
+    train_accuracy: dict
+    parameters: dict
+    seconds: dict
+    chosen: dict
+    validation: dict
+    margin: float
+
+    def __post_init__(self):
+        baseline, *others = self.accuracy
+        self.level = 1 - 0.05 / max(len(others), 1)  # Bonferroni: no arm is better by chance because there are many
+        self.difference = {arm: self.accuracy[arm] - self.accuracy[baseline] for arm in others}
+        judged = {arm: judge_difference(d, self.margin, self.level) for arm, d in self.difference.items()}
+        self.answer = {arm: answer for arm, (answer, _) in judged.items()}
+        self.needed = {arm: needed for arm, (_, needed) in judged.items()}
+
+    def describe(self, arm):
+        """The answer for one arm in words."""
+        if arm not in self.answer:
+            return "baseline"
+        if self.answer[arm] == "equivalent":
+            return f"equivalent within {self.margin:g}"
+        more = f"more than {MOST_SEEDS:,}" if self.needed[arm] == MOST_SEEDS else f"about {self.needed[arm]}"
+        return f"undecided: {more} seeds would tell" if self.needed[arm] else self.answer[arm]
+
+    def __str__(self):
+        head = ["arm", "test accuracy (%)", "parameters", "CPU s", "minus baseline (points)", "answer", "chosen"]
+        rows = [head, ["---"] * len(head)]
+        for arm, values in self.accuracy.items():
+            mean, low, high = confidence_interval(self.difference[arm], self.level) if arm in self.answer else (0, 0, 0)
+            difference = f"{mean:+.2f} ({low:+.2f} to {high:+.2f})" if arm in self.answer else ""
+            chosen = ", ".join(f"{k}={_name(v)}" for k, v in self.chosen[arm].items())
+            cost = f"{self.parameters[arm]:,}", f"{self.seconds[arm]:.1f}"
+            rows.append([arm, _half_width_text(values), *cost, difference, self.describe(arm), chosen])
+        n = len(next(iter(self.accuracy.values())))
+        table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        each = (
+            "" if self.level == 0.95 else f"; those of the differences hold together, each at {100 * self.level:.2f}%"
+        )
+        note = f"{n} seeds, 95% intervals{each}; the test set was used once for each arm, after its last step."
+        return f"**{self.name}**\n\n{table}\n\n{note}"
+
+    def draw(self):
+        """A figure: accuracies, and differences to the baseline beside the margin."""
+        import matplotlib.pyplot as plt
+
+        fig, axes = plt.subplots(1, 2, figsize=(6.75, 0.9 + 0.3 * len(self.accuracy)), layout="constrained")
+        for y, (arm, values) in enumerate(self.accuracy.items()):
+            axes[0].plot(values, np.full(len(values), y), "|", color="#999999")
+            for ax, sample, level in ((axes[0], values, 0.95), (axes[1], self.difference.get(arm), self.level)):
+                if sample is not None:
+                    mean, low, high = confidence_interval(sample, level)
+                    ax.errorbar(mean, y, xerr=[[mean - low], [high - mean]], fmt="o", color="#0072B2", capsize=2)
+        axes[1].axvspan(-self.margin, self.margin, color="#999999", alpha=0.25, label="margin", linewidth=0)
+        axes[1].axvline(0, color="black", linewidth=0.6)
+        axes[1].legend(loc="best")
+        axes[0].set(xlabel="test accuracy (%)", yticks=range(len(self.accuracy)), yticklabels=list(self.accuracy))
+        axes[1].set(xlabel=f"minus {next(iter(self.accuracy))} (points)", yticks=[])
+        for ax in axes:
+            ax.set_ylim(len(self.accuracy) - 0.5, -0.5)
+        axes[0].set_title(self.name, loc="left")
+        return fig
+
+    def _ipython_display_(self):
+        import matplotlib.pyplot as plt
+        from IPython.display import Markdown, display
+
+        display(Markdown(str(self)))
+        fig = self.draw()
+        display(fig)
+        plt.close(fig)
+
+
+def _name(value):
+    return getattr(value, "__name__", str(value))
+
+
+def _remember(folder, key, compute):
+    """What `compute()` returns, lists and numbers; from the folder's file of this key if there is one."""
+    path = Path(folder).expanduser() / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json" if folder else None
+    if path and path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    result = compute()
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open_for_rename(path, "w") as file:
+            json.dump(result, file)
+    return result
+
+
+def _train(arm, data, seeds, rates=None):
+    """Train an arm's models on x and y of `data`, which holds nothing to evaluate on; `rates` [seed] if any."""
+    options = {"order": "shuffled", "eval_every": arm["steps"], **arm}
+    rate, optimizer = options.get("learning_rate"), options.get("optimizer")
+    if rates is not None:
+        options["learning_rate"] = rates
+    elif rate is not None and callable(optimizer):  # which has a rate of its own
+
+        def make(params):
+            made = optimizer(params)
+            for group in made.param_groups:
+                group["lr"] = rate
+            return made
+
+        options["optimizer"] = make
+    return fit(options.pop("build"), {k: data[k] for k in "xy"}, seeds, **options)
+
+
+def _score(stack, x, y):
+    """Accuracy [seed], percent; of a model that gives NaN about one class's share."""
+    n = len(stack)
+    kind, values = _evaluate(stack, *split_tensors({"x": x, "y": y}, "", n, next(iter(stack.params.values())).device))
+    if kind != "acc":
+        raise ValueError("arms: a model must return logits (example, class) for integer labels")
+    return values.tolist()
+
+
+def _fingerprint(arm, data):
+    """Text that tells one arm from another: settings, schedule, and what its first steps and evaluation give."""
+    first = {k: data[k][:500] for k in "xy"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        short = {**arm, "steps": min(arm["steps"], 3), "batch_size": min(arm.get("batch_size", 100), len(first["x"]))}
+        stack, history = _train(short, first, [0])
+    out = stack.evaluate(lambda model, x: model(x), *split_tensors(first, "", 1, get_device())[:1])
+    settings = sorted((k, v if isinstance(v, (int, float, str)) else _name(v)) for k, v in arm.items() if k != "device")
+    schedule = [arm["schedule"](step) for step in range(arm["steps"])] if arm.get("schedule") else []
+    digest = hashlib.sha256(out.cpu().numpy().tobytes())
+    for k in ("x", "y", "x_test", "y_test"):
+        digest.update(np.ascontiguousarray(data[k]).tobytes())
+    return repr((settings, schedule, history["train_loss"].tolist(), digest.hexdigest()))
+
+
+def _choose(arm, grid, data, validation, tune_seeds, cache):
+    """The best of the grid by mean validation accuracy: (values, accuracy of every combination)."""
+    is_val = _draw_validation(data["y"], validation, np.random.default_rng(0))  # the same for every arm
+    part, held = ({k: data[k][mask] for k in "xy"} for mask in (~is_val, is_val))
+    tries = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    rates = grid.get("learning_rate")
+    others = [{k: v for k, v in values.items() if k != "learning_rate"} for values in tries]
+    scores = [None] * len(tries)
+    for other in [o for i, o in enumerate(others) if o not in others[:i]]:
+        alike = [i for i, o in enumerate(others) if o == other]  # these differ in the learning rate alone
+
+        def measure(other=other, n=len(alike)):
+            each = [rate for rate in rates for _ in tune_seeds] if rates else None
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*diverged")  # a rate that is too large has lost
+                stack = _train(arm | other, part, tune_seeds * n, each)[0]
+            return np.reshape(_score(stack, held["x"], held["y"]), (n, -1)).mean(1).tolist()
+
+        mark = _fingerprint(arm | other, data) if cache else ""
+        for i, score in zip(alike, _remember(cache, repr((mark, rates, tune_seeds, validation)), measure), strict=True):
+            scores[i] = score
+    return tries, scores
+
+
+def _run_arm(variant, seeds):
+    """One arm on one dataset: choose, train anew on all training examples, test once."""
+    arm, grid, data, validation, tune_seeds, cache = variant
+    if math.prod(map(len, grid.values())) > 1:
+        tries, scores = _choose(arm, grid, data, validation, tune_seeds, cache)
+    else:  # nothing to choose
+        tries, scores = [{k: values[0] for k, values in grid.items()}], [math.nan]
+    best = int(np.argmax(scores))
+    final = arm | tries[best]
+
+    def measure():
+        start = time.thread_time()
+        stack = _train(final, data, seeds)[0]
+        used = (time.thread_time() - start) / len(seeds)
+        test = _score(stack, data["x_test"], data["y_test"])  # the one place where the test set is read
+        train = _score(stack, data["x"], data["y"])
+        return {"accuracy": test, "train": train, "seconds": used, "parameters": count_parameters(stack.get_module(0))}
+
+    result = _remember(cache, repr((_fingerprint(final, data) if cache else "", seeds)), measure)
+    return [(result, tries, scores, best)] * len(seeds)
+
+
+def _check_arms(arms, tune, budget):
+    """Each arm's arguments of :func:`fit` and its own grid."""
+    known, checked = set(inspect.signature(fit).parameters) - {"data", "seeds", "eval_every", "state"}, {}
+    if not arms:
+        raise ValueError("arms is empty: must hold at least one")
+    for name, arm in arms.items():
+        arm = dict(arm) if isinstance(arm, Mapping) else {"build": arm}
+        grid = {k: list(v) for k, v in (arm.pop("tune", tune) or {}).items()}
+        bad = sorted((arm.keys() | grid.keys()) - known)
+        if bad or not callable(arm.get("build", (grid.get("build") or [None])[0])):
+            raise ValueError(f"arms: {name!r} has {bad or 'no build'}; must have `build` and arguments of train")
+        if both := sorted(arm.keys() & grid.keys()):
+            raise ValueError(f"tune: {both} are fixed in the arm {name!r}; must be tuned or fixed")
+        if empty := [k for k, values in grid.items() if not values]:
+            raise ValueError(f"tune: {empty} in the arm {name!r} is empty; must hold values")
+        checked[name] = ({"steps": budget} | arm, grid)
+    sizes = {name: math.prod(map(len, grid.values())) for name, (_, grid) in checked.items()}
+    if len(set(sizes.values())) > 1:
+        warnings.warn(f"tune: the arms try different numbers of combinations: {sizes}", stacklevel=3)
+    return checked
+
+
+def _warn_of_edges(arm, grid, chosen):
+    for k, value in chosen.items():
+        numbers = [v for v in grid[k] if isinstance(v, (int, float))]
+        if len(numbers) == len(grid[k]) > 1 and value in (min(numbers), max(numbers)):
+            warnings.warn(f"{arm}: {k}={value} is the edge of {sorted(numbers)}; try values beyond it", stacklevel=3)
+
+
+def _list_datasets(data):
+    """Name to dataset."""
+    if data is None or (isinstance(data, Mapping) and "x_test" in data):
+        return {"MNIST-1D": make_dataset() if data is None else data}
+    if isinstance(data, Mapping):
+        data = [data]
+    names = [", ".join(f"{k}={v}" for k, v in args.items()) or "MNIST-1D" for args in data]
+    return {name: make_dataset(args) for name, args in zip(names, data, strict=True)}
+
+
+def compare(
+    arms: Mapping[str, Callable | Mapping[str, Any]],
+    data: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    *,
+    seeds: int | Sequence[int] = 10,
+    budget: int = 6000,
+    tune: Mapping[str, Sequence] | None = None,
+    tune_seeds: int = 2,
+    validation: float = 0.2,
+    margin: float = 0.5,
+    cache: str | Path | None = None,
+) -> "Comparison | dict[str, Comparison]":
+    """Compare models, optimisers, losses or whatever else :func:`mnist1d.training.train` takes.
+
+    Parameters
+    ----------
+    arms : dict
+        Name to ``build``, or to a dict of ``build`` and arguments of `train`; the first is the baseline.
+        The key "tune" of such a dict takes the place of `tune` for this arm.
+    data : dict or sequence of dict, optional
+        A dataset, by default the frozen one; arguments of :func:`mnist1d.make_dataset`; or a sequence of such
+        arguments, for one comparison each.
+    seeds : int or sequence of int
+        Of the final runs.
+    budget : int
+        Steps of every run, unless an arm has `steps`.
+    tune : dict, optional
+        Argument of `train` to values. Each arm takes the combination of the best mean accuracy on the validation split.
+    tune_seeds : int
+        Runs of each combination, as long as the final one, with seeds from 1,000,000 on.
+    validation : float
+        Fraction of every class of the training examples that the choice is made on. The final run trains on all.
+    margin : float
+        Largest difference that does not matter, points.
+    cache : path-like, optional
+        Folder that keeps what has ended, for a call that goes on after an interruption. An arm is known again by its
+        arguments, its schedule and the outcome of its first three steps.
+
+    Returns
+    -------
+    Comparison, or a dict of name to Comparison for a sequence of datasets
+        Shows itself as a table and a figure in a notebook; ``print`` gives the table.
+
+    Notes
+    -----
+    Intervals are t-intervals over seeds, for this one test set; arms are paired by seed.
+    Workers are joblib's, as for :func:`mnist1d.training.sweep`. A model whose loss became NaN counts as chance.
+    """
+    seeds, tuned_on = _list_seeds(seeds), list(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + tune_seeds))
+    if len(set(seeds)) < max(2, len(seeds)) or set(seeds) & set(tuned_on):
+        raise ValueError(f"seeds={seeds}: must be two or more, all different and none of {tuned_on}")
+    if budget < 1 or tune_seeds < 1 or not margin >= 0:
+        raise ValueError(f"{budget=}, {tune_seeds=}, {margin=}: must be at least 1, 1 and 0")
+    checked, datasets = _check_arms(arms, tune, budget), _list_datasets(data)
+    variants = {
+        (name, arm): (options, grid, dataset, validation, tuned_on, cache)
+        for name, dataset in datasets.items()
+        for arm, (options, grid) in checked.items()
+    }
+    ended = {key: results[0] for key, results in sweep(_run_arm, variants, seeds, desc="compare").items()}
+    comparisons = {}
+    for name in datasets:
+        results, tries, scores, best = zip(*(ended[name, arm] for arm in checked), strict=True)
+        chosen = {arm: t[i] for arm, t, i in zip(checked, tries, best, strict=True)}
+        for arm, (_, grid) in checked.items():
+            _warn_of_edges(arm, grid, chosen[arm])
+        part = {k: dict(zip(checked, [r[k] for r in results], strict=True)) for k in results[0]}
+        comparisons[name] = Comparison(
+            name, *({arm: np.array(v) for arm, v in part[k].items()} for k in ("accuracy", "train")),
+            part["parameters"], part["seconds"], chosen, dict(zip(checked, scores, strict=True)), margin,
+        )  # fmt: skip
+    return comparisons if len(datasets) > 1 or isinstance(data, (list, tuple)) else comparisons[next(iter(datasets))]

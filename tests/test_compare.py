@@ -1,0 +1,284 @@
+"""A comparison answers rightly, tests once, goes on after an interruption, and chooses without the test set."""
+
+import functools
+import subprocess
+import sys
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import mnist1d
+from mnist1d import comparison
+from mnist1d.comparison import Comparison, compare, confidence_interval, judge_difference
+from mnist1d.models import CNN, MLP, Logistic
+from mnist1d.training import fit, train
+from notebooks import run_parameters
+
+DATA = mnist1d.make_dataset(num_samples=500)
+
+
+def make_comparison(accuracy, margin=0.5):
+    """What `compare` would return for accuracies [seed] by arm."""
+    rest = [dict.fromkeys(accuracy, value) for value in (0.0, 1, 1.0, {}, [])]
+    return Comparison("made up", accuracy, *rest, margin)
+
+
+def repeat(difference, sd, others=1, seeds=10, margin=0.5):
+    """100 repetitions of arms whose accuracies differ from the baseline's by a known amount: the answers."""
+    answers = []
+    for repetition in range(100):
+        rng = np.random.default_rng([repetition, round(100 * abs(difference)), others])
+        shared = 90 + rng.normal(0, 1, seeds)  # what the seed gives all arms
+        accuracy = {"baseline": shared + rng.normal(0, sd, seeds)}
+        accuracy |= {f"arm {i}": shared + difference + rng.normal(0, sd, seeds) for i in range(others)}
+        answers.append(make_comparison(accuracy, margin).answer)
+    return answers
+
+
+@pytest.mark.parametrize(
+    ("difference", "sd", "answer"),
+    [(1.0, 0.5, "better"), (-1.0, 0.5, "worse"), (0.0, 0.25, "equivalent"), (0.1, 0.2, "equivalent")],
+)
+def test_known_differences_are_found(difference, sd, answer):
+    assert sum(answers["arm 0"] == answer for answers in repeat(difference, sd)) >= 93
+
+
+@pytest.mark.parametrize("others", [1, 5])
+def test_equal_arms_are_seldom_called_better(others):
+    answers = repeat(0.0, 1.0, others, margin=0.0)
+    assert sum("better" in a.values() for a in answers) <= 5
+    assert sum("better" in a.values() or "worse" in a.values() for a in answers) <= 10
+
+
+def test_the_interval_is_the_usual_one():
+    values = np.array([1.0, 2.0, 4.0])
+    mean, low, high = confidence_interval(values)
+    assert mean == pytest.approx(7 / 3)
+    half = 4.30265 * values.std(ddof=1) / np.sqrt(3)  # the 97.5% quantile of t with two degrees of freedom
+    assert (low, high) == (pytest.approx(mean - half, abs=1e-4), pytest.approx(mean + half, abs=1e-4))
+
+
+def test_as_many_seeds_as_it_names_decide():
+    difference = np.array([1.0, -0.5, 0.9, -0.2, 1.1])
+    answer, needed = judge_difference(difference, margin=0.1)
+    assert answer == "undecided"
+    centre, sd = difference.mean(), difference.std(ddof=1)
+
+    def judge(n):  # n values of this mean and spread
+        values = np.resize([-1.0, 1.0], n - n % 2)
+        values = np.concatenate([values, np.zeros(n % 2)])
+        return judge_difference(centre + values * sd / values.std(ddof=1), margin=0.1)[0]
+
+    assert judge(needed) == "better" and judge(needed - 1) == "undecided"
+    assert judge_difference(np.array([1.0, -1.0, 0.001]), margin=0.0)[1] == comparison.MOST_SEEDS
+
+
+def test_without_spread_there_is_no_doubt():
+    assert judge_difference(np.zeros(3))[0] == "equivalent" and judge_difference(np.ones(3))[0] == "better"
+
+
+class Spy:
+    """Counts long runs, and evaluations on the test set."""
+
+    def __init__(self, monkeypatch, data):
+        self.fits, self.tests = [], 0
+        fit, evaluate = comparison.fit, comparison._evaluate
+        x_test = torch.as_tensor(data["x_test"], dtype=torch.float32)
+
+        @functools.wraps(fit)
+        def counting_fit(build, data, seeds, **options):
+            assert set(data) == {"x", "y"}
+            if options["steps"] > 3:
+                self.fits.append((build, list(seeds), len(data["x"])))
+            return fit(build, data, seeds, **options)
+
+        def counting_evaluate(stack, x, y):
+            self.tests += x[0].shape == x_test.shape and torch.equal(x[0], x_test)
+            return evaluate(stack, x, y)
+
+        monkeypatch.setattr(comparison, "fit", counting_fit)
+        monkeypatch.setattr(comparison, "_evaluate", counting_evaluate)
+
+
+SETTINGS = {"seeds": 2, "budget": 20, "tune_seeds": 1, "margin": 0.5}
+
+
+@pytest.mark.filterwarnings("ignore:.*edge of")
+def test_each_arm_meets_the_test_set_once(monkeypatch):
+    spy = Spy(monkeypatch, DATA)
+    result = compare({"logistic": Logistic, "MLP": MLP}, DATA, tune={"learning_rate": [1e-3, 1e-2]}, **SETTINGS)
+    assert spy.tests == 2
+    assert "the test set was used once for each arm" in str(result)
+    tuned = [(seeds, n) for _, seeds, n in spy.fits]
+    assert tuned == [([1_000_000, 1_000_000], 319), ([0, 1], 400)] * 2  # new seeds, all training examples
+
+
+def test_a_choice_knows_nothing_of_the_test_set():
+    spoiled = {**DATA, "x_test": 0 * DATA["x_test"], "y_test": (DATA["y_test"] + 1) % 10}
+    settings = SETTINGS | {"tune": {"learning_rate": [1e-6, 1e-2, 1e3]}}
+    first, second = (compare({"MLP": MLP}, data, **settings) for data in (DATA, spoiled))
+    assert first.chosen == second.chosen == {"MLP": {"learning_rate": 1e-2}}
+    assert first.validation == second.validation
+    np.testing.assert_array_equal(first.train_accuracy["MLP"], second.train_accuracy["MLP"])
+    assert (first.accuracy["MLP"] != second.accuracy["MLP"]).all()
+
+
+@pytest.mark.parametrize("name", ["adam", "optimizer"])
+def test_the_final_run_is_trains(name):
+    options = {"optimizer": lambda params: torch.optim.AdamW(params, lr=1.0)} if name == "optimizer" else {}
+    result = compare({"CNN": {"build": CNN, "learning_rate": 5e-3, **options}}, DATA, **SETTINGS)
+    options = {"optimizer": lambda params: torch.optim.AdamW(params, lr=5e-3)} if options else {"learning_rate": 5e-3}
+    history = train(CNN, DATA, 2, steps=20, order="shuffled", **options)
+    np.testing.assert_allclose(result.accuracy["CNN"], history["test_acc"][:, -1])
+    np.testing.assert_allclose(result.train_accuracy["CNN"], history["train_acc"][:, -1])
+    assert result.parameters == {"CNN": 5210} and result.seconds["CNN"] > 0
+
+
+def test_all_combinations_are_tried():
+    tune = {"learning_rate": [1e-6, 1e-2], "weight_decay": [0.0, 1e-4], "optimizer": ["adam", torch.optim.NAdam]}
+    with pytest.warns(UserWarning, match="edge of"):
+        result = compare({"MLP": MLP}, DATA, tune=tune, **SETTINGS)
+    assert len(result.validation["MLP"]) == 8
+    assert result.chosen["MLP"]["learning_rate"] == 1e-2
+    assert "learning_rate=0.01" in str(result)
+
+
+def test_loss_and_regularisation_are_arms_too():
+    arms = {
+        "plain": Logistic,
+        "smooth": {"build": Logistic, "loss": nn.CrossEntropyLoss(label_smoothing=0.1)},
+        "squares": {"build": Logistic, "loss": lambda out, y: F.mse_loss(out, F.one_hot(y, 10).float())},
+        "dropout": {"build": lambda: nn.Sequential(nn.Dropout(0.1), nn.Linear(40, 10)), "steps": 30},
+        "rate": {"build": Logistic, "schedule": lambda step: 1 - step / 20, "clip": 1.0},
+    }
+    result = compare(arms, DATA, **SETTINGS)
+    assert all(10 < a.mean() < 60 for a in result.accuracy.values())
+    assert result.level == pytest.approx(1 - 0.05 / 4)
+
+
+def test_a_better_model_is_better():
+    result = compare({"logistic": Logistic, "CNN": CNN}, seeds=4, budget=300)
+    assert result.answer == {"CNN": "better"} and "better" in str(result)
+    fig = result.draw()
+    assert len(fig.axes) == 2
+    assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["logistic", "CNN"]
+
+
+class Breaking(MLP):
+    broken = True
+
+    def forward(self, x):
+        if self.broken:
+            raise RuntimeError("broken")
+        return super().forward(x)
+
+
+def test_what_had_ended_is_not_run_again(tmp_path, monkeypatch):
+    tune = {"learning_rate": [1e-6, 1e-2, 1e3]}
+    arms = {"MLP": MLP, "other": Breaking}
+    with pytest.raises(RuntimeError, match="broken"):
+        compare(arms, DATA, cache=tmp_path, tune=tune, **SETTINGS)
+    monkeypatch.setattr(Breaking, "broken", False)
+    spy = Spy(monkeypatch, DATA)
+    resumed = compare(arms, DATA, cache=tmp_path, tune=tune, **SETTINGS)
+    assert {build for build, *_ in spy.fits} == {Breaking} and spy.tests == 1
+    again = compare(arms, DATA, cache=tmp_path, tune=tune, **SETTINGS)
+    assert len(spy.fits) == 2 and spy.tests == 1
+    fresh = compare(arms, DATA, tune=tune, **SETTINGS)
+    for arm in arms:
+        np.testing.assert_array_equal(resumed.accuracy[arm], fresh.accuracy[arm])
+        np.testing.assert_array_equal(again.accuracy[arm], fresh.accuracy[arm])
+    assert resumed.chosen == fresh.chosen
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"build": lambda: nn.Sequential(nn.Linear(40, 20), nn.Tanh(), nn.Linear(20, 10))}, {"learning_rate": 2e-2},
+     {"schedule": lambda step: 1.0 if step < 15 else 0.1}, {"steps": 21}, {"weight_decay": 1e-2}],
+    ids=lambda change: next(iter(change)),
+)  # fmt: skip
+def test_a_changed_arm_is_run_again(tmp_path, monkeypatch, change):
+    build = lambda: nn.Sequential(nn.Linear(40, 20), nn.ReLU(), nn.Linear(20, 10))  # noqa: E731
+    compare({"arm": build}, DATA, cache=tmp_path, **SETTINGS)
+    spy = Spy(monkeypatch, DATA)
+    compare({"arm": {"build": build, **change}}, DATA, cache=tmp_path, **SETTINGS)
+    assert len(spy.fits) == 1
+
+
+def test_other_data_or_seeds_are_run_again(tmp_path, monkeypatch):
+    compare({"arm": MLP}, DATA, cache=tmp_path, **SETTINGS)
+    spy = Spy(monkeypatch, DATA)
+    compare({"arm": MLP}, {**DATA, "y_test": DATA["y_test"] // 2}, cache=tmp_path, **SETTINGS)
+    compare({"arm": MLP}, DATA, cache=tmp_path, **SETTINGS | {"seeds": 3})
+    assert len(spy.fits) == 2
+
+
+def test_several_datasets_in_one_call():
+    results = compare({"MLP": MLP}, [{"num_samples": 200}, {"num_samples": 300, "seed": 1}], **SETTINGS)
+    assert list(results) == ["num_samples=200", "num_samples=300, seed=1"]
+    alone = compare({"MLP": MLP}, {"num_samples": 300, "seed": 1}, **SETTINGS)
+    np.testing.assert_array_equal(results["num_samples=300, seed=1"].accuracy["MLP"], alone.accuracy["MLP"])
+
+
+def test_two_processes_give_the_same(monkeypatch):
+    arms = {"MLP": MLP, "linear": lambda: nn.Linear(40, 10)}
+    one = compare(arms, DATA, **SETTINGS)
+    monkeypatch.setenv("JOBS", "2")
+    with joblib.parallel_config(backend="loky"):
+        two = compare(arms, DATA, **SETTINGS)
+    for arm in arms:
+        np.testing.assert_array_equal(one.accuracy[arm], two.accuracy[arm])
+
+
+@pytest.mark.parametrize(
+    ("arms", "options", "message"),
+    [({}, {}, "arms is empty"), ({"a": {"biuld": MLP}}, {}, "biuld"), ({"a": {"steps": 3}}, {}, "no build"),
+     ({"a": MLP}, {"seeds": 1}, "two or more"), ({"a": MLP}, {"seeds": [3, 3]}, "two or more"),
+     ({"a": MLP}, {"seeds": [1, 1_000_000]}, "none of"), ({"a": MLP}, {"tune": {"rate": [1]}}, "rate"),
+     ({"a": MLP}, {"tune": {"clip": []}}, "empty"), ({"a": MLP}, {"margin": -1}, "margin=-1"),
+     ({"a": {"build": MLP, "clip": 1.0}}, {"tune": {"clip": [1.0]}}, "tuned or fixed")],
+)  # fmt: skip
+def test_what_cannot_be_is_said_first(arms, options, message):
+    with pytest.raises(ValueError, match=message):
+        compare(arms, DATA, **options)
+
+
+def test_unequal_tuning_is_said():
+    arms = {"a": {"build": Logistic, "tune": {}}, "b": {"build": Logistic, "tune": {"clip": [0.5, 1.0, 2.0]}}}
+    with pytest.warns(UserWarning) as caught:
+        compare(arms, DATA, **SETTINGS)
+    assert any("different numbers of combinations: {'a': 1, 'b': 3}" in str(w.message) for w in caught)
+
+
+def test_the_package_loads_no_torch_until_compare_is_used():
+    code = "import sys, mnist1d; assert 'compare' in dir(mnist1d) and 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert mnist1d.compare is compare
+
+
+def test_the_notebooks_lstm_cell_is_torchs(notebook):
+    ours, theirs = notebook("compare")["LSTMCell"](4, 6), nn.LSTMCell(4, 6)
+    with torch.no_grad():
+        for layer, name in ((ours.read, "ih"), (ours.recall, "hh")):
+            getattr(theirs, f"weight_{name}").copy_(layer.weight)
+            getattr(theirs, f"bias_{name}").copy_(layer.bias)
+    x = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
+    state = ours(x[0])
+    for a, b in zip(ours(x[1], state), theirs(x[1], theirs(x[0])), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_notebooks_arms_are_trained_together(notebook):
+    namespace = notebook("compare")
+    builds = [lambda cell=cell: namespace["Recurrent"](cell, 6) for cell in (nn.GRUCell, namespace["LSTMCell"])]
+    for build in [*builds, namespace["NormCNN"]]:
+        assert fit(build, DATA, 2, steps=2)[0].stacked
+
+
+def test_a_bad_number_of_seeds_is_named():
+    with pytest.raises(ValueError, match="SAME_SEEDS"):
+        run_parameters("compare", SAME_SEEDS=range(3))
