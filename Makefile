@@ -8,10 +8,10 @@ INSTALL := .venv/bin/python -m pip install --disable-pip-version-check --no-comp
 SLUGS := $(sort $(patsubst notebooks/%.ipynb,%,$(wildcard notebooks/*.ipynb)))
 
 .DEFAULT_GOAL := help
-.PHONY: help heal setup figures $(SLUGS) quick replicate smoke test numeric bench gpu report lint format colab clean
+.PHONY: help heal setup figures $(SLUGS) quick replicate smoke test numeric lottery_control bench gpu report lint format colab clean
 
 help:  ## show this help
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z_]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  make SLUG       run one notebook in full: $(SLUGS)"
 
 # A .venv whose interpreter is gone, or that was copied from another checkout, is made anew.
@@ -62,6 +62,9 @@ smoke: .venv/ready  ## walk through every notebook in seconds, without verdicts
 test: .venv/ready lint  ## lint, unit tests, every notebook in the smoke profile, numeric tests as on other processors
 	$(PYTEST)
 	$(MAKE) numeric
+
+lottery_control: .venv/ready  ## run the exact published search for lottery tickets once, resumable; half an hour a core
+	.venv/bin/python tools/lottery_control.py
 
 # What libraries compute with depends on the processor; these variables make it that of an old and of a common one.
 numeric: .venv/ready
