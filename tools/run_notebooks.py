@@ -65,7 +65,7 @@ class Run:
     root: Path
     profile: str = "paper"
     offset: int = 0
-    limit: int = 3600
+    limit: int = 4 * 3600
 
     @property
     def name(self):
@@ -349,7 +349,7 @@ def main(arguments=None, root=ROOT):
     parser.add_argument("slugs", nargs="*", help="notebooks to run; by default all that are stale")
     parser.add_argument("--profile", choices=settings.PROFILES, default="paper")
     parser.add_argument("--offset", type=int, default=0, help="added to every seed; results go to build/replicate")
-    parser.add_argument("--limit", type=int, default=3600, help="seconds a cell may run")
+    parser.add_argument("--limit", type=int, default=4 * 3600, help="seconds a cell may run")
     options = parser.parse_args(arguments)
     if options.offset and options.profile != "paper":
         parser.error("--offset replicates the paper profile")
