@@ -345,7 +345,7 @@ def main(arguments=None, root=ROOT):
         print("wrote figures/replication.json")
     fig = draw_verdicts(read_all(root))
     with open_for_rename(root / "figures" / "verdicts.png") as file:
-        fig.savefig(file, format="png", dpi=150, metadata={"Software": None})
+        fig.savefig(file, format="png", dpi=120, metadata={"Software": None})
     plt.close(fig)
     print("wrote figures/verdicts.png")
     for name, text in render(root).items():
