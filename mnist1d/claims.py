@@ -151,7 +151,7 @@ CLAIMS = {
         "rise of the MLP minus rise of the CNN, points", "> 0", "Less means > 0."),
     "dd.loss": Claim("double_descent",
         "the threshold lies at n K parameters with squared error, at n with cross-entropy", "V1, Section 4", "n K; n",
-        "parameters over the prediction, where the training error vanishes and where the test error peaks",
+        "parameters at the interpolation threshold over the prediction",
         _each("within 0.5 to 2", "cross-entropy", "squared error"),
         "A factor of two, where the two predictions differ by a factor of ten."),
     "lr.converge": Claim("metalearn_lr", "the learning rate converges to 0.62 from above and below", "P, Figure 6",
