@@ -152,15 +152,15 @@ def bench_equal_work(slugs=None, root=ROOT):
         known[slug] = r = measure(slug, ROWS[slug])
         minutes = f"{r['plain_minutes']:.1f} / {r['ours_minutes']:.1f}"
         print(f"{slug:22s}{r['plain_ms']:10.3f}{r['ours_ms']:10.3f}{r['ratio']:7.1f}x{minutes:>28s}", flush=True)
+        with open_for_rename(path, "w") as file:
+            json.dump(
+                {
+                    slug: {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in r.items()}
+                    for slug, r in sorted(known.items())
+                },
+                file,
+                indent=1,
+            )
+            file.write("\n")
     ratios = [r["ratio"] for r in known.values()]
     print(f"geometric mean over {len(ratios)} notebooks: {np.exp(np.mean(np.log(ratios))):.1f}x")
-    with open_for_rename(path, "w") as file:
-        json.dump(
-            {
-                slug: {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in r.items()}
-                for slug, r in sorted(known.items())
-            },
-            file,
-            indent=1,
-        )
-        file.write("\n")
