@@ -22,7 +22,17 @@ from scipy import stats
 
 from mnist1d import data, settings
 
-__all__ = ["CLAIMS", "SYMBOLS", "Claim", "Verdicts", "decide", "format_measured", "judge", "no_verdict"]
+__all__ = [
+    "CLAIMS",
+    "SYMBOLS",
+    "Claim",
+    "Verdicts",
+    "confidence_interval",
+    "decide",
+    "format_measured",
+    "judge",
+    "no_verdict",
+]
 
 SYMBOLS = {"holds": "✓", "fails": "✗", "undecided": "?"}  # of a part
 
@@ -252,6 +262,25 @@ def decide(bound, interval):
     return "holds" if inside else "fails" if outside else "undecided"
 
 
+def confidence_interval(values, level=0.95):
+    """The t-interval of a mean over seeds: (mean, low, high). One value alone has no interval: NaN.
+
+    Parameters
+    ----------
+    values : array, shape (seed,)
+    level : float
+
+    Returns
+    -------
+    tuple of float
+    """
+    n, mean = len(values), float(np.mean(values))
+    half = (
+        float(stats.t.ppf((1 + level) / 2, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
+    )
+    return mean, mean - half, mean + half
+
+
 def measure(bound, values, fewest=5):
     """One part: `bound`, `kind`, `mean`, `sd` (None of one value and of a share), `n`, 95% `interval`, `outcome`."""
     kind, _, _, made_of = read_bound(bound)
@@ -265,8 +294,7 @@ def measure(bound, values, fewest=5):
         interval = [float(values.min()), float(values.max())]
     elif n > 1:
         sd = float(values.std(ddof=1))
-        half = float(stats.t.ppf(0.975, n - 1)) * sd / math.sqrt(n)
-        interval = [mean - half, mean + half]
+        interval = list(confidence_interval(values)[1:])
     outcome = decide(bound, interval) if kind == "exact" or n >= fewest else "undecided"
     kind = kind if made_of == "t" else made_of
     return {"bound": bound, "kind": kind, "mean": mean, "sd": sd, "n": n, "interval": interval, "outcome": outcome}

@@ -20,22 +20,17 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from mnist1d.claims import confidence_interval
 from mnist1d.data import _draw_validation, make_dataset
 from mnist1d.models import count_parameters
 from mnist1d.settings import get_device
 from mnist1d.training import _evaluate, _list_seeds, fit, split_tensors, sweep
 from mnist1d.utils import open_for_rename
 
-__all__ = ["Comparison", "compare", "confidence_interval", "judge_difference"]
+__all__ = ["Comparison", "compare", "judge_difference"]
 
 FIRST_TUNING_SEED = 1_000_000
 MOST_SEEDS = 10_000  # beyond this no number of seeds is worth naming
-
-
-def confidence_interval(values, level=0.95):
-    """The t-interval of a mean over seeds: (mean, low, high)."""
-    mean, half = np.mean(values), _half_width(np.std(values, ddof=1), len(values), level)
-    return float(mean), float(mean - half), float(mean + half)
 
 
 def _half_width(sd, n, level):

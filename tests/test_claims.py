@@ -249,3 +249,12 @@ def test_the_table_shows_numbers_always_and_verdicts_only_of_the_published_run(r
 def test_measured_parts_are_shown_with_two_digits_of_their_interval(kind, mean, interval, text):
     part = {"part": "CNN", "kind": kind, "mean": mean, "interval": interval, "n": 5}
     assert claims.format_measured(part) == text
+
+
+def test_the_interval_of_a_mean_is_scipys_and_that_of_the_verdicts():
+    samples = np.random.default_rng(1).normal(size=10)
+    mean, low, high = claims.confidence_interval(samples)
+    expected = stats.ttest_1samp(samples, 0).confidence_interval(0.95)
+    assert (low, high) == pytest.approx(tuple(expected)) and mean == pytest.approx(samples.mean())
+    assert judge("pool.stride", samples)["measured"][0]["interval"] == pytest.approx([low, high])
+    assert np.isnan(claims.confidence_interval(samples[:1])[1:]).all()

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 import mnist1d
 from mnist1d import comparison
-from mnist1d.comparison import Comparison, compare, confidence_interval, judge_difference
+from mnist1d.claims import confidence_interval
+from mnist1d.comparison import Comparison, compare, judge_difference
 from mnist1d.models import CNN, MLP, Logistic
 from mnist1d.training import fit, train
 from notebooks import run_parameters

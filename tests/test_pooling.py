@@ -80,16 +80,6 @@ def test_smaller_training_sets_are_parts_of_the_largest_and_leave_the_test_set_a
     assert not {row.tobytes() for row in large["x"]} & {row.tobytes() for row in large["x_test"]}
 
 
-def test_the_interval_is_that_of_the_verdicts(cells):
-    from mnist1d.claims import judge
-
-    samples = np.random.default_rng(1).normal(size=10)
-    (part,) = judge("pool.stride", samples)["measured"]
-    half = (part["interval"][1] - part["interval"][0]) / 2
-    assert cells["interval"](samples) == pytest.approx(half)
-    assert np.isnan(cells["interval"](samples[:1]))
-
-
 def test_sizes_that_cannot_work_are_refused_at_the_top():
     with pytest.raises(ValueError, match=r"SIZES=\(50, 200\): each must be at least BATCH_SIZE, 100"):
         run_parameters("pooling", SIZES=(50, 200))
