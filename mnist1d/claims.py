@@ -175,7 +175,7 @@ CLAIMS = {
     "act.shape": Claim("metalearn_activation", "it is non-monotonic with two local extrema", "P, Figure 7", "2",
         "share of the meta-seeds with exactly two extrema on [-5, 5], percent", "share > 50",
         "What most seeds learn is what is typical."),
-    "act.transfer": Claim("metalearn_activation",
+    "act.transfer": Claim("activation_transfer",
         "in CNNs on MNIST and CIFAR-10: low early training loss, middling final test loss", "V1, Section 4",
         "low; middle", "rank among seven activations (1 is lowest): early training, final test loss",
         {"MNIST early": "within 1 to 3", "MNIST final": "within 3 to 5", "CIFAR-10 early": "within 1 to 3",

@@ -1,4 +1,4 @@
-"""The tabulated activation and the hand-written sweeps of `metalearn_activation` against plain autograd."""
+"""The unrolled inner loop of `metalearn_activation`, its table and its outer loop against plain PyTorch."""
 
 import numpy as np
 import pytest
@@ -11,131 +11,155 @@ from torch.nn import functional as F
 def act(notebook):
     """The notebook's definitions, on random data and short runs."""
     rng = np.random.default_rng(0)
-
-    def draw(n):
-        return np.c_[rng.normal(size=(n, 40)), np.ones(n)].astype(np.float32), rng.integers(10, size=n)
-
-    arrays = {"": draw(300), "_val": draw(50), "_test": draw(50)}
-    namespace = notebook("metalearn_activation", arrays=arrays, BATCH_SIZE=30, INNER_STEPS=12, EVAL_SEEDS=range(2))
-    namespace["RECIPE"] |= {"inner_steps": 12, "steps": 2, "eval_every": 1}
-    return namespace
+    data = {f"x{end}": rng.normal(size=(n, 40)) for end, n in (("", 300), ("_val", 50), ("_test", 50))}
+    data |= {f"y{end}": rng.integers(10, size=n) for end, n in (("", 300), ("_val", 50), ("_test", 50))}
+    small = {"BATCH_SIZE": 30, "INNER_STEPS": 9, "OUTER_STEPS": 3, "EVAL_EVERY": 2, "CURVE_SEEDS": [7]}
+    return notebook("metalearn_activation", data=data, **small)
 
 
-def flatten(gradients):
-    return torch.cat([g.flatten() for g in gradients])
+def differentiate(act, tabulated, discount=1.0, steps=9):
+    activation = act["make_activation"](0)
+    function = act["tabulate"](activation, frozen=False) if tabulated else activation
+    objective, grads = act["meta_gradient"](activation, function, 3, discount, steps)
+    return objective, torch.cat([g.flatten() for g in grads])
 
 
-@pytest.mark.parametrize("discount", [1, 0.8, 0])
-def test_table_and_sweep_equal_plain_autograd(act, discount):
-    offset, runs = act["make_offset"](0), act["draw_runs"]([0, 1], 12)
-    expected, expected_grads = act["meta_gradient_plainly"](offset, runs, discount)
-    objective, grads = act["meta_gradient"](offset, runs, discount)
-    assert abs(objective - expected) < 1e-5
-    difference = flatten(grads) - flatten(expected_grads)
-    assert difference.norm() < 1e-4 * flatten(expected_grads).norm()
+@pytest.mark.parametrize("discount", [1, 0.8])
+def test_table_gives_the_meta_gradient_of_the_network(act, discount):
+    (expected, grad), (found, table_grad) = (differentiate(act, tabulated, discount) for tabulated in (False, True))
+    assert abs(found - expected) < 1e-5
+    assert (table_grad - grad).norm() < 1e-4 * grad.norm()
 
 
-def test_discounts_differ(act):
-    offset, runs = act["make_offset"](0), act["draw_runs"]([0, 1], 12)
-    exact, short = (flatten(act["meta_gradient"](offset, runs, discount)[1]) for discount in (1, 0))
+def test_meta_gradient_is_the_slope_of_the_objective(act):
+    torch.set_default_dtype(torch.float64)
+    try:
+        act["get_examples"] = lambda split="": (
+            torch.tensor(act["data"]["x" + split]), torch.tensor(act["data"]["y" + split]))  # fmt: skip
+        activation = act["make_activation"](0)
+        _, grads = act["meta_gradient"](activation, activation, 3)
+        bias, h = activation.offset[4].bias, 1e-5
+        values = []
+        for shift in (h, -2 * h):
+            with torch.no_grad():
+                bias += shift
+            values.append(act["meta_gradient"](activation, activation, 3)[0])
+        np.testing.assert_allclose((values[0] - values[1]) / (2 * h), grads[-1].item(), rtol=1e-5)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_discount_changes_the_gradient_and_not_the_objective(act):
+    (objective, exact), (same, short) = (differentiate(act, True, discount) for discount in (1, 0.5))
+    assert objective == same
     assert (exact - short).norm() > 0.01 * exact.norm()
 
 
-def test_training_equals_torch_rmsprop(act):
-    theta, batches, noise = act["draw_runs"]([4], 12)
-    table = act["freeze"](act["tabulate"](F.relu))
-    losses, trained = act["train_inner"](table, theta, batches, noise)
-
-    model = nn.Sequential(nn.Linear(40, act["HIDDEN"]), nn.ReLU(), nn.Linear(act["HIDDEN"], 10)).to(theta.device)
-    first, second, bias = act["parts"](theta)
-    with torch.no_grad():
-        for p, value in zip(model.parameters(), (first[0, :40].T, first[0, 40], second[0].T, bias[0, 0]), strict=True):
-            p.copy_(value)
+def test_inner_training_equals_torch_rmsprop(act):
+    losses, trained = act["train_inner"](F.silu, 4, 9)
+    torch.manual_seed(4)
+    model = nn.Sequential(nn.Linear(40, 128), nn.SiLU(), nn.Linear(128, 10))
+    batches = torch.randperm(300).split(30)
     optimizer = torch.optim.RMSprop(model.parameters(), lr=act["INNER_RATE"], alpha=act["DECAY"], eps=1e-8)
     for p in model.parameters():
         optimizer.state[p] = {"step": torch.tensor(0.0), "square_avg": torch.ones_like(p)}
-    x, y = act["get_tensors"]()
+    x, y = act["get_examples"]()
     expected = []
-    for batch, shift in zip(batches[:, 0], noise[:, 0], strict=True):
-        loss = F.cross_entropy(model[2](model[:2](x[batch, :40]) + shift), y[batch])
+    for batch in batches[:9]:
+        loss = F.cross_entropy(model(x[batch]), y[batch])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         expected.append(loss.item())
-    np.testing.assert_allclose(losses[:, 0].cpu(), expected, rtol=1e-4)
-    torch.testing.assert_close(act["parts"](trained)[1][0], model[2].weight.detach().T, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)
+    torch.testing.assert_close(trained["linear.weight"].detach(), model[2].weight.detach(), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["ReLU", "ELU", "Swish", "GELU", "tanh"])
-def test_table_equals_the_function(act, name):
-    function = act["BASELINES"][name]
-    z = torch.linspace(-9, 9, 1001, device=act["get_device"](), requires_grad=True)
+class TwoLayers(nn.Module):
+    """An inner network with a second hidden layer, as a reader would write it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.linear = nn.Linear(40, 128), nn.Linear(128, 128), nn.Linear(128, 10)
+
+    def forward(self, x, activation, noise):
+        return self.linear(activation(self.second(activation(self.first(x)))) + noise)
+
+
+class Convolution(nn.Module):
+    """A CNN inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.linear = nn.Conv1d(1, 8, 5, stride=3), nn.Linear(96, 10)
+
+    def forward(self, x, activation, noise):
+        return self.linear(activation(self.conv(x[:, None])).flatten(1))
+
+
+def momentum(param, grad, state, rate):
+    """SGD with momentum."""
+    velocity = grad if state is None else 0.9 * state + grad
+    return param - rate * velocity, velocity
+
+
+@pytest.mark.parametrize("change", [{"InnerNetwork": TwoLayers}, {"InnerNetwork": Convolution}, {"update": momentum}])
+def test_another_network_or_optimiser_is_a_change_of_one_cell(act, change):
+    act.update(change)
+    (expected, grad), (found, table_grad) = (differentiate(act, tabulated, steps=5) for tabulated in (False, True))
+    assert abs(found - expected) < 1e-5
+    assert (table_grad - grad).norm() < 1e-3 * grad.norm()
+    history = act["metalearn"]({"reuse": False, "discount": 1.0}, 0)
+    assert all(np.isfinite(values).all() for values in history.values())
+
+
+@pytest.mark.parametrize("function", [F.elu, F.silu, torch.tanh])
+def test_table_equals_the_function(act, function):
+    z = torch.linspace(-9, 9, 1001, requires_grad=True)
     (slope,) = torch.autograd.grad(function(z).sum(), z)
-    value, found, *_ = act["look_up"](act["freeze"](act["tabulate"](function)), z.detach())
-    torch.testing.assert_close(value, function(z).detach(), rtol=1e-5, atol=1e-5)
-    away = z.abs() > 1e-3  # ReLU has no slope at zero
-    torch.testing.assert_close(found[away], slope[away], rtol=1e-4, atol=1e-4)
+    found = act["tabulate"](function)(z)
+    torch.testing.assert_close(found, function(z), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.autograd.grad(found.sum(), z)[0], slope, rtol=1e-4, atol=1e-4)
 
 
-def test_table_goes_on_as_a_straight_line(act):
-    z = torch.tensor([-30.0, 30.0], device=act["get_device"]())
-    value, slope, *_ = act["look_up"](act["freeze"](act["tabulate"](lambda x: x * x)), z)
-    torch.testing.assert_close(slope.cpu(), torch.tensor([-20.0, 20.0]), rtol=1e-3, atol=0)
-    torch.testing.assert_close(value.cpu(), torch.tensor([500.0, 500.0]), rtol=1e-3, atol=0)
+def test_table_goes_on_as_a_straight_line_and_passes_nan_on(act):
+    read = act["tabulate"](lambda x: x * x)
+    torch.testing.assert_close(read(torch.tensor([-30.0, 30.0])), torch.tensor([500.0, 500.0]), rtol=1e-3, atol=0)
+    assert read(torch.tensor([float("nan")])).isnan().all()
 
 
-def test_tabulated_function_has_the_gradient_of_the_function(act):
-    z = torch.randn(200, device=act["get_device"](), requires_grad=True)
-    function = act["from_table"](act["freeze"](act["tabulate"](F.silu)))
-    found, expected = (torch.autograd.grad((f(z) ** 2).sum(), z)[0] for f in (function, F.silu))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+def test_reused_networks_are_the_same_in_every_outer_step(act):
+    seen = []
+    act["meta_gradient"] = lambda activation, function, seed, discount: (
+        seen.append(seed), (1.0, [torch.zeros_like(p) for p in activation.parameters()])
+    )[1]  # fmt: skip
+    for reuse in (True, False):
+        act["metalearn"]({"reuse": reuse, "discount": 1.0}, 2)
+    assert len(set(seen[:3])) == 1
+    assert len(set(seen[3:])) == 3
 
 
-@pytest.mark.parametrize(("size", "channels"), [(28, 1), (32, 3)])
-def test_image_network_equals_torch_layers(act, size, channels):
-    ours = act["ImageCNN"](F.silu, channels)
-    x = h = torch.randn(5, channels, size, size)
-    for layer in ours.convolutions:
-        h = F.silu(F.conv2d(h, layer.weight, layer.bias, stride=2, padding=1))
-    expected = ours.linear(h.flatten(1))
-    torch.testing.assert_close(ours(x), expected)
+def test_outer_loop_records_and_clips(act):
+    act["OUTER_RATE"] = 1e6  # a step whose size the clipping alone decides
+    history = act["metalearn"]({"reuse": True, "discount": 1.0}, 0)
+    assert {k: v.shape for k, v in history.items() if k != "weights"} == {
+        "objective": (1, 3), "norm": (1, 3), "val_acc": (1, 3), "test_acc": (1, 3)}  # fmt: skip
+    assert np.abs(history["weights"][0, 1] - history["weights"][0, 0]).max() <= 2 * 1e6 * act["CLIP"] * 1.001
 
 
-def test_extrema_are_found_on_the_interval_only(act):
-    table = [t.cpu().numpy() for t in act["freeze"](act["tabulate"](torch.sin))]
-    at, values = act["find_extrema"](table)
-    np.testing.assert_allclose(at, [-1.5 * np.pi, -0.5 * np.pi, 0.5 * np.pi, 1.5 * np.pi], atol=0.006)
-    np.testing.assert_allclose(values, [1, -1, 1, -1], atol=1e-4)
+def test_a_gradient_that_is_not_finite_ends_the_run(act):
+    act["meta_gradient"] = lambda activation, *_: (1.0, [torch.full_like(p, np.nan) for p in activation.parameters()])
+    history = act["metalearn"]({"reuse": False, "discount": 1.0}, 0)
+    assert np.isfinite(history["val_acc"][0, 0]) and np.isnan(history["val_acc"][0, 1:]).all()
 
 
-def test_batches_of_an_epoch_are_disjoint_and_noise_is_shared(act):
-    theta, batches, noise = act["draw_runs"]([0, 7], 12)
-    assert theta.shape == (2, 41 * 128 + 1290)
-    assert batches.shape == (12, 2, 30)
-    assert noise.shape == (12, 2, 1, 128)
-    for run in range(2):
-        assert sorted(batches[:10, run].flatten().tolist()) == list(range(300))
-    again = act["draw_runs"]([7], 12)
-    torch.testing.assert_close(again[0][0], theta[1], rtol=0, atol=0)
+def test_breakdown_is_a_fall_below_the_best_so_far(act):
+    act["eval_steps"] = np.array([0, 5, 10, 15])
+    curves = [[50, 60, 51, 62], [50, 60, 49, 62], [50, np.nan, np.nan, np.nan], [40, 41, 42, 31]]
+    np.testing.assert_array_equal(act["find_breakdown"]({"val_acc": np.array(curves)}), [np.inf, 10, 5, 15])
 
 
-def test_a_diverged_run_stops_or_is_recorded(act):
-    def poison(parameters):
-        parameters[0].grad.fill_(float("nan"))
-
-    recipe = {"clip": poison}
-    with pytest.raises(FloatingPointError, match="diverged at outer step 1 of seed 5"):
-        act["run"](recipe, [5])
-    result = act["run"]({**recipe, "may_stop": True}, [5])
-    assert np.isfinite(result["norm"][0, 0])
-    assert np.isnan(result["norm"][0, 1])
-    assert np.isnan(result["acc_test"][0, 2])
-
-
-def test_run_records_every_evaluation(act):
-    result = act["run"]({}, [5, 6])
-    assert result["objective"].shape == (2, 2)
-    assert result["table"].shape == (2, 3, 3, act["CELLS"])
-    assert all(np.isfinite(value).all() for value in result.values())
-    assert not np.array_equal(result["table"][0, 0], result["table"][0, 2])
-    assert not np.array_equal(result["table"][0, 2], result["table"][1, 2])
+def test_extrema_are_where_the_function_turns(act):
+    act["grid"] = np.linspace(-5, 5, 1001)
+    found = act["find_extrema"](np.sin(act["grid"]))
+    np.testing.assert_allclose(found, [-1.5 * np.pi, -0.5 * np.pi, 0.5 * np.pi, 1.5 * np.pi], atol=0.02)

@@ -115,28 +115,28 @@ def bench_trainer(steps):
 
 
 def bench_metalearning(steps):
-    """Seconds of one outer step of the activation notebook: by its table, and by its definition."""
+    """Seconds of one meta-gradient of the activation notebook: by its table, and by its definition."""
     notebook = load_definitions("metalearn_activation")
-    x, y = make_dataset()["x"], make_dataset()["y"]
-    notebook["arrays"] = {"": (np.c_[x, np.ones(len(x))].astype(np.float32), y)}
-    offset = notebook["make_offset"](0)
+    notebook["data"] = make_dataset()
+    activation = notebook["make_activation"](0)
 
-    def measure(name, runs):
+    def measure(tabulated, steps):
         """Seconds of the second run: the first after the other way has freed its memory is slow."""
         for _ in range(2):
             start = time.perf_counter()
-            notebook[name](offset, runs, 1)
+            function = notebook["tabulate"](activation, frozen=False) if tabulated else activation
+            notebook["meta_gradient"](activation, function, 0, steps=steps)
         return time.perf_counter() - start
 
-    runs = notebook["draw_runs"]([0], steps)
-    pairs = [(measure("meta_gradient_plainly", runs), measure("meta_gradient", runs)) for _ in range(3)]
-    plain, ours = np.median(pairs, axis=0)
+    plain, ours = np.median([(measure(False, steps), measure(True, steps)) for _ in range(3)], axis=0)
     inner = notebook["INNER_STEPS"]
-    whole = measure("meta_gradient", notebook["draw_runs"]([0], inner))
+    whole = measure(True, inner)
     print(f"\nmeta-gradient through {steps} inner steps, seconds")
-    print(f"directly {plain:.2f}, by table {ours:.4f}, ratio {plain / ours:.0f}x")
+    print(f"by the network {plain:.2f}, by table {ours:.4f}, ratio {plain / ours:.0f}x")
     projected = plain * inner / steps  # run directly it would hold some 14 GB
-    print(f"through {inner}: directly {projected:.1f} (projected), by table {whole:.3f}, {projected / whole:.0f}x")
+    print(
+        f"through {inner}: by the network {projected:.1f} (projected), by table {whole:.3f}, {projected / whole:.0f}x"
+    )
 
 
 def main():
