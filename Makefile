@@ -8,7 +8,7 @@ INSTALL := .venv/bin/python -m pip install --disable-pip-version-check --no-comp
 SLUGS := $(sort $(patsubst notebooks/%.ipynb,%,$(wildcard notebooks/*.ipynb)))
 
 .DEFAULT_GOAL := help
-.PHONY: help heal setup figures $(SLUGS) quick replicate smoke test numeric lottery_control bench gpu report lint format colab clean
+.PHONY: help heal setup figures $(SLUGS) quick replicate smoke test numeric speedrun lottery_control bench gpu report lint format colab clean
 
 help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z_]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ smoke: .venv/ready  ## walk through every notebook in seconds, without verdicts
 test: .venv/ready lint  ## lint, unit tests, every notebook in the smoke profile, numeric tests as on other processors
 	$(PYTEST)
 	$(MAKE) numeric
+
+speedrun: .venv/ready  ## check rows of the speedrun, all of records/ or ROW=records/NAME.py; VALIDATE=1 spares the test set
+	.venv/bin/python tools/records.py $(if $(VALIDATE),--validate) $(ROW)
 
 lottery_control: .venv/ready  ## run the exact published search for lottery tickets once, resumable; half an hour a core
 	.venv/bin/python tools/lottery_control.py

@@ -1,0 +1,111 @@
+"""Check rows of the speedrun: python tools/records.py [--validate] [--seeds N] [records/FILE.py ...]
+
+A row is a file of fewer than 60 lines that holds `TARGET`, in percent, and ``train(x, y, seed)``, which returns
+``predict(x)``: labels of signals. The seconds are those of this process in `train`, on one thread. A row counts if
+the mean test accuracy of ten seeds or more is above its target with p < 0.01. With --validate it is trained on four
+fifths of the training examples and measured on the others, and the test set is not read: use that to find a row.
+"""
+
+import argparse
+import json
+import runpy
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import stats
+
+from mnist1d import make_dataset
+from mnist1d.claims import confidence_interval
+from mnist1d.utils import open_for_rename
+
+ROOT = Path(__file__).resolve().parent.parent
+MOST_LINES, FEWEST_SEEDS, LEVEL = 60, 10, 0.01
+
+
+def load_splits(validate):
+    """Training and evaluation examples as tensors: (x, y), (x, y)."""
+    data = make_dataset()
+    x, y = torch.tensor(data["x"], dtype=torch.float32), torch.tensor(data["y"])
+    if validate:
+        held = torch.arange(len(x)) % 5 == 0
+        return (x[~held], y[~held]), (x[held], y[held])
+    return (x, y), (torch.tensor(data["x_test"], dtype=torch.float32), torch.tensor(data["y_test"]))
+
+
+def measure(path, seeds, train, test):
+    """Train a row with each seed on copies of the examples: accuracy [seed] in percent, CPU seconds [seed]."""
+    row = runpy.run_path(str(path))
+    accuracy, seconds = [], []
+    for seed in seeds:
+        start = time.process_time()
+        predict = row["train"](train[0].clone(), train[1].clone(), seed)
+        seconds.append(time.process_time() - start)
+        with torch.no_grad():
+            labels = torch.as_tensor(predict(test[0].clone()))
+        if labels.shape != test[1].shape:
+            raise ValueError(f"{path.name}: predict returned {tuple(labels.shape)}; must return one label a signal")
+        accuracy.append(100 * (labels == test[1]).double().mean().item())
+    return row["TARGET"], np.array(accuracy), np.array(seconds)
+
+
+def judge(path, target, accuracy):
+    """What keeps a row from counting, as text; empty if nothing does."""
+    if (n := len(path.read_text(encoding="utf-8").splitlines())) >= MOST_LINES:
+        return f"{n} lines, must be fewer than {MOST_LINES}"
+    if len(accuracy) < FEWEST_SEEDS:
+        return f"{len(accuracy)} seeds, must be {FEWEST_SEEDS} or more"
+    if np.ptp(accuracy) == 0:
+        return "" if accuracy[0] > target else f"not above {target}"
+    p = stats.ttest_1samp(accuracy, target, alternative="greater").pvalue
+    return "" if p < LEVEL else f"p = {p:.2g} for a mean above {target}, must be below {LEVEL}"
+
+
+def write_table(folder):
+    """The table of all rows of a folder that count, fastest first, as its README.md."""
+    rows = [["target (%)", "row", "CPU seconds a seed", "test accuracy (%)", "n"], ["---"] * 5]
+    found = [(json.loads(path.read_text(encoding="utf-8")), path.stem) for path in folder.glob("*.json")]
+    for row, name in sorted(found, key=lambda item: (item[0]["target"], np.mean(item[0]["seconds"]))):
+        mean, low, high = confidence_interval(row["accuracy"])
+        accuracy = f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+        cells = row["target"], f"[{name}]({name}.py)", f"{np.mean(row['seconds']):.2f}", accuracy, len(row["accuracy"])
+        rows.append([str(cell) for cell in cells])
+    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    how = "Training on one core to a mean test accuracy above the target; [how to send a row](../CONTRIBUTING.md)."
+    with open_for_rename(folder / "README.md", "w") as file:
+        file.write(f"# The speedrun of MNIST-1D\n\n{how}\n\n{table}\n")
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("paths", nargs="*", type=Path, help="by default all files of records/")
+    parser.add_argument("--validate", action="store_true", help="measure on held-out training examples")
+    parser.add_argument("--seeds", type=int, default=FEWEST_SEEDS)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    train, test = load_splits(options.validate)
+    failed = False
+    for path in options.paths or sorted((ROOT / "records").glob("*.py")):
+        target, accuracy, seconds = measure(path, range(options.seeds), train, test)
+        mean, low, high = confidence_interval(accuracy)
+        reason = judge(path, target, accuracy)
+        failed |= bool(reason)
+        split = "validation" if options.validate else "test"
+        print(
+            f"{path.stem}: {split} {mean:.2f} % ({low:.2f} to {high:.2f}), n = {len(accuracy)}, "
+            f"{seconds.mean():.2f} CPU seconds a seed; {reason or f'above {target}'}",
+            flush=True,
+        )
+        if not options.validate and not reason:
+            row = {"target": target, "accuracy": accuracy.tolist(), "seconds": seconds.tolist()}
+            with open_for_rename(path.with_suffix(".json"), "w") as file:
+                json.dump(row, file, indent=1)
+                file.write("\n")
+            write_table(path.parent)
+    return int(failed and not options.validate)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
