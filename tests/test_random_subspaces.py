@@ -97,7 +97,7 @@ def test_stored_projections(subspaces, kind):
     torch.testing.assert_close(left, right)
 
 
-def train_plainly(seed, dense, data, *, steps, batch_size, learning_rate, betas):
+def train_plainly(seed, dense, data, *, steps, batch_size, learning_rate, betas, falling=True):
     """One model with P written out, its omega trained by autograd; test accuracy in percent."""
     torch.manual_seed(seed)
     model = MLP(hidden=5)
@@ -117,7 +117,7 @@ def train_plainly(seed, dense, data, *, steps, batch_size, learning_rate, betas)
         return torch.func.functional_call(model, params, (inputs,))
 
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
+        optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / steps if falling else 1)
         batch = order[step * batch_size : (step + 1) * batch_size]
         optimizer.zero_grad()
         F.cross_entropy(logits(x[batch]), y[batch]).backward()
@@ -139,6 +139,20 @@ def test_training_equals_a_plain_loop(subspaces, group):
     expected = [train_plainly(seeds[i // 3], dense, data, **settings) for i, dense in enumerate(matrices)]
     assert np.std(expected) > 1  # the models differ
     np.testing.assert_allclose(got.ravel(), expected, atol=1.01)  # one test example of 100
+
+
+def test_a_curve_is_the_training_cut_short_at_each_evaluation(subspaces):
+    data = make_dataset({"num_samples": 500})
+    build, settings = partial(MLP, hidden=5), {"batch_size": 20, "learning_rate": 2e-2, "falling": False}
+    curve = subspaces["train_subspace"](build, data, [10, 100], [0, 3], steps=15, eval_at=[4, 9], **settings)
+    assert curve.shape == (2, 2, 3)
+    for i, steps in enumerate((4, 9, 15)):
+        shorter = subspaces["train_subspace"](build, data, [10, 100], [0, 3], steps=steps, **settings)
+        np.testing.assert_array_equal(curve[..., i], shorter[..., -1])
+    projection = subspaces["Projection"](count_parameters(build()), [10], [3])
+    dense = write_out(projection, 0)[:, projection.columns[0]]
+    expected = train_plainly(3, dense, data, steps=15, betas=subspaces["BETAS"], **settings)
+    np.testing.assert_allclose(curve[1, 0, -1], expected, atol=1.01)
 
 
 def test_networks_have_the_published_sizes(notebook):
