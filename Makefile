@@ -1,3 +1,6 @@
+# Modules are compiled once: without their compiled form every process that imports torch takes twice as long.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Every target sets itself up in .venv, given Python 3.11 or newer and make.
 PYTHON ?= python3
 # TORCH=cpu takes torch without CUDA; any other name of a PyTorch wheel index, cu128 say, works alike.

@@ -1,0 +1,155 @@
+"""Sweeps: workers, chunks, failures, clusters. One code path on one processor: nothing here depends on rounding."""
+
+import multiprocessing
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from threadpoolctl import threadpool_info, threadpool_limits
+from torch import nn
+
+from mnist1d import make_dataset, settings
+from mnist1d.models import CNN, GRU, MLP, Logistic
+from mnist1d.training import SweepError, sweep, train
+
+
+@pytest.fixture(scope="module")
+def data():
+    return make_dataset({"num_samples": 300}, validation_split=0.1)
+
+
+def double(variant, seeds):
+    return {"a": {"b": np.array([[variant * s, s] for s in seeds])}, "seed": torch.tensor(seeds)}
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_sweep_joins_chunks_in_the_order_of_the_seeds(monkeypatch, jobs):
+    monkeypatch.setenv("JOBS", jobs)
+    results = sweep(double, {"x": 2, "y": 3}, [5, 6, 7], chunk=2)
+    np.testing.assert_array_equal(results["y"]["a"]["b"], [[15, 5], [18, 6], [21, 7]])
+    np.testing.assert_array_equal(results["x"]["seed"], [5, 6, 7])
+
+
+def count_threads(variant, seeds):
+    counts = [library["num_threads"] for library in threadpool_info()] + [torch.get_num_threads()]
+    return {"threads": np.tile(counts, (len(seeds), 1))}
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_task_has_one_thread_wherever_it_runs(monkeypatch, jobs):
+    monkeypatch.setenv("JOBS", jobs)
+    with threadpool_limits(2):
+        results = sweep(count_threads, {"x": None, "y": None}, [0])
+        assert {library["num_threads"] for library in threadpool_info()} == {2}
+    assert all((result["threads"] == 1).all() for result in results.values())
+
+
+def fail_for_y(variant, seeds):
+    if variant == "y" and 1 in seeds:
+        raise KeyError("no such thing")
+    return {"seed": np.array(seeds)}
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_failing_variant_is_named_and_the_others_are_kept(monkeypatch, jobs):
+    monkeypatch.setenv("JOBS", jobs)
+    with pytest.raises(SweepError, match=r"variant 'y', seeds \[1\]: KeyError") as caught:
+        sweep(fail_for_y, ["x", "y", "z"], 2, chunk=1)
+    assert caught.value.finished.keys() == {"x", "z"}
+    np.testing.assert_array_equal(caught.value.finished["z"]["seed"], [0, 1])
+
+
+def stop_at_z(variant, seeds):
+    if variant == "z":
+        raise KeyboardInterrupt
+    return np.array(seeds)
+
+
+def test_an_interrupt_keeps_what_had_ended(monkeypatch):
+    monkeypatch.setenv("JOBS", "1")
+    with pytest.raises(KeyboardInterrupt) as caught:
+        sweep(stop_at_z, ["x", "y", "z"], 2)
+    assert caught.value.finished.keys() == {"x", "y"}
+
+
+def test_a_sweep_takes_whatever_a_function_returns_per_seed(data):
+    results = sweep(lambda build, s: train(build, data, s, steps=2, batch_size=50), [Logistic, MLP], 3, chunk=2)
+    assert results.keys() == {"Logistic", "MLP"} and results["MLP"]["test_acc"].shape == (3, 2)
+    mixed = sweep(lambda v, s: ([str(i) for i in s], [0.5 * i for i in s], np.array(s)), {"a": 0}, 3, chunk=2)["a"]
+    assert mixed[0] == ["0", "1", "2"] and mixed[1].tolist() == [0, 0.5, 1] and mixed[2].tolist() == [0, 1, 2]
+
+
+def show_dtype(variant, seeds):
+    in_worker = multiprocessing.current_process().name != "MainProcess"
+    return [str(torch.zeros(1).dtype)] * len(seeds), [float(in_worker)] * len(seeds)
+
+
+def test_the_default_dtype_reaches_the_workers(monkeypatch):
+    monkeypatch.setenv("JOBS", "2")
+    torch.set_default_dtype(torch.float64)
+    try:
+        results = sweep(show_dtype, ["x", "y"], [0])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(dtypes == ["torch.float64"] and where.tolist() == [1.0] for dtypes, where in results.values())
+
+
+class Noisy(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(40, 10), nn.Dropout(0.5), nn.Linear(10, 10))
+
+
+@pytest.mark.parametrize("build", [CNN, GRU, Noisy])
+def test_numbers_do_not_depend_on_the_workers(monkeypatch, data, build):
+    def run(rate, seeds):
+        return train(build, data, seeds, steps=6, batch_size=50, learning_rate=rate)
+
+    results = []
+    for jobs in ("1", "2"):
+        monkeypatch.setenv("JOBS", jobs)
+        results.append(sweep(run, [0.01, 0.02], 2))
+    for rate in (0.01, 0.02):
+        for name, values in results[0][rate].items():
+            np.testing.assert_array_equal(values, results[1][rate][name])
+
+
+def test_bad_sweeps_are_refused():
+    for variants, seeds, chunk, message in (
+        ({}, [0], 1, "variants is empty"),
+        ({"x": 1}, [], None, "seeds"),
+        ({"x": 1}, [0], 0, "chunk=0"),
+        ([Logistic, Logistic], [0], 1, "not all different"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sweep(double, variants, seeds, chunk=chunk)
+
+
+def test_a_sweep_runs_on_a_dask_cluster_with_the_same_numbers(monkeypatch, data):
+    distributed = pytest.importorskip("dask.distributed")
+    import joblib
+
+    def run(build, seeds):
+        return train(build, data, seeds, steps=3, batch_size=50)
+
+    monkeypatch.setenv("JOBS", "2")
+    expected = sweep(run, [Logistic, MLP], 2, chunk=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
+        with cluster, distributed.Client(cluster), joblib.parallel_config(backend="dask"):
+            results = sweep(run, [Logistic, MLP], 2, chunk=1)
+    for name, history in expected.items():
+        np.testing.assert_array_equal(results[name]["train_loss"], history["train_loss"])
+
+
+def test_environment_is_checked(monkeypatch):
+    for value in ("0", "-1", "two", "1.5"):
+        monkeypatch.setenv("JOBS", value)
+        with pytest.raises(ValueError, match=f"JOBS='{value}'"):
+            settings.get_jobs()
+    monkeypatch.setenv("MNIST1D_PROFILE", "full")
+    with pytest.raises(ValueError, match="MNIST1D_PROFILE='full'"):
+        settings.profile()
+    monkeypatch.setenv("MNIST1D_DEVICE", "meta")
+    assert settings.get_device().type == "meta"
