@@ -75,5 +75,7 @@ MODELS = {"logistic": Logistic, "MLP": MLP, "CNN": CNN, "GRU": GRU}
 
 def learned_activation(x: torch.Tensor) -> torch.Tensor:
     """The activation of Figure 7, a mean over seeds: an ELU plus a polynomial in tanh(x/2)."""
-    u, coefficients = torch.tanh(x / 2), (-0.28, -3.899, 2.269, 5.275, -5.547, -4.982, 6.045, 1.899, -2.433)
-    return nn.functional.elu(x) + sum(c * u**k for k, c in enumerate(coefficients))
+    u, offset = torch.tanh(x / 2), 0.0
+    for coefficient in (-2.433, 1.899, 6.045, -4.982, -5.547, 5.275, 2.269, -3.899, -0.28):  # from u^8 to 1
+        offset = offset * u + coefficient
+    return nn.functional.elu(x) + offset

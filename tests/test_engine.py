@@ -35,8 +35,9 @@ def test_the_models_of_table_1_have_the_published_parameters(name, parameters):
     assert count_parameters(MODELS[name]()) == parameters
 
 
-def test_the_models_are_short():
-    assert len(inspect.getsource(models).splitlines()) < 80
+def test_the_four_models_are_short():
+    four, _, _ = inspect.getsource(models).partition("def learned_activation")
+    assert len(four.splitlines()) < 80
 
 
 @pytest.mark.parametrize("replay", [True, False])
