@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 TARGET = 94  # percent
-EPOCHS, RATE, BATCH, SHIFT = 5, 0.2, 100, 3
+EPOCHS, RATE, BATCH, SHIFT = 8, 0.2, 100, 3
 
 
 def build():
