@@ -106,29 +106,12 @@ def run_lottery(notebook, seeds, steps):
     notebook["train_rows"](weights, masks, data, steps, notebook["BATCH_SIZE"], steps)
 
 
-def prepare_activation(notebook):
-    notebook["data"] = make_dataset(num_samples=10_000)
-    notebook["activation"] = notebook["make_activation"](0)
-
-
-def unroll_plainly(notebook, steps):
-    notebook["meta_gradient"](notebook["activation"], notebook["activation"], 0, steps=steps)
-
-
-def unroll(notebook, seeds, steps):
-    for seed in seeds:
-        function = notebook["tabulate"](notebook["activation"], frozen=False)
-        notebook["meta_gradient"](notebook["activation"], function, seed, steps=steps)
-
-
 ROWS = {
     "benchmarks": Row(train_all, run_all, 1000, 6000, "a step of each of the four models", prepare=make_data),
     "double_descent": Row(descend_plainly, descend, 1000, 20_000 * 67 // 6, "a step of six sizes, MLP and CNN", 5,
                           prepare=draw_noisy),
     "lottery_tickets": Row(lambda n, steps: n["search_plainly"](0, 0, steps), run_lottery, 600, 2 * 99 * 1500,
                            "a step of the dense network, batch 100", prepare=prepare_lottery),
-    "metalearn_activation": Row(unroll_plainly, unroll, 30, 301 * 301, "an inner step and its part of the gradient", 2,
-                                prepare=prepare_activation),
     "simclr": Row(lambda n, steps: n["pretrain_one"](n["get_head"](2), n["x"], steps), run_simclr, 500, 24_000,
                   "a step of the default head, 100 pairs", prepare=prepare_simclr),
     "pooling": Row(lambda n, steps: n["train_one"](n["max"], n["take"](0, 5000), steps), run_pooling, 1500, 180_000,
