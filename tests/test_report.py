@@ -133,6 +133,13 @@ def test_the_table_of_work_shows_ratios_at_equal_work_only(checkout):
     assert row.endswith("| 5 | 2.0 | 1.4 | 43.0 / 30.1 |")
 
 
+def test_the_work_of_older_code_is_not_told_by_the_knobs_of_today():
+    results, knobs = {"pooling": report.read_all(ROOT)["pooling"]}, {"pooling": {"STEPS": 77}}
+    assert "steps 77" in report.format_times(results, knobs, {})
+    row = report.format_times(results, knobs, {}, stale=["pooling"])
+    assert "of older code" in row and "77" not in row
+
+
 def test_the_forest_plot_draws_every_part(checkout):
     results = report.read_all(checkout)
     fig = report.draw_verdicts(results)

@@ -47,7 +47,8 @@ WORK = {
     "shuffling": ("6000 steps, batch 100", ("STEPS", "BATCH_SIZE")),
     "tsne": ("70,000 and 5,000 points", ("MNIST_POINTS", "POINTS", "ITERATIONS")),
     "lottery_tickets": ("99 rounds of 1500 steps, batch 100; 15 curves of 6000 steps, batch 500",
-                        ("LAST_ROUND", "STEPS", "BATCH_SIZE", "CURVE_STEPS", "CURVE_BATCH")),
+                        ("LAST_ROUND", "STEPS", "BATCH_SIZE", "CURVE_STEPS", "CURVE_BATCH",
+                         "PUBLISHED_STEPS")),
     "double_descent": ("19 widths and 29 channels, 500 epochs", ("MLP_WIDTHS", "CNN_CHANNELS", "EPOCHS")),
     "metalearn_lr": ("2 starts, 50 outer x 200 inner steps", ("STARTS", "OUTER_STEPS", "INNER_STEPS")),
     "metalearn_activation": ("301 outer x 301 inner steps", ("OUTER_STEPS", "INNER_STEPS")),
@@ -172,8 +173,11 @@ def format_figures(results, repository, root):
     return "\n".join(rows)
 
 
-def format_times(results, parameters, equal_work):
-    """The README's table of work and time; `equal_work` holds what `tools/equal_work.py` has measured."""
+def format_times(results, parameters, equal_work, stale=()):
+    """The README's table of work and time; `equal_work` holds what `tools/equal_work.py` has measured.
+
+    The work of a slug in `stale` is that of older code: its knobs of today are not those of its minutes.
+    """
     rows = [
         "| notebook | published work, one seed | a seed here | seeds | core-minutes | equal work, plain over ours "
         "| one published run, plainly / ours, minutes |",
@@ -184,19 +188,16 @@ def format_times(results, parameters, equal_work):
         here = []
         for knob in [knob for knob in knobs if knob in parameters[slug]]:
             value = parameters[slug][knob]
-            if knob == "RECIPE":
-                knob, value = "outer steps", value["steps"]
-            elif isinstance(value, list) and len(value) > 3:
+            if isinstance(value, list) and len(value) > 3:
                 value = f"{len(value)} of {value[0]} to {value[-1]}"
-            elif isinstance(value, dict):
-                value = ", ".join(f"{v:,} at {k}" for k, v in value.items())
             here.append(f"{knob.lower().replace('_', ' ')} {f'{value:,}' if isinstance(value, int) else value}")
         ratio, minutes = "-", "-"
         if slug in equal_work:
             same = equal_work[slug]
             ratio, minutes = f"{same['ratio']:.1f}", f"{same['plain_minutes']:.1f} / {same['ours_minutes']:.1f}"
         spent = f"{len(r['seeds'])} | {get_core_minutes(r):.1f}"
-        rows.append(f"| {slug} | {work} | {'; '.join(here) or '-'} | {spent} | {ratio} | {minutes} |")
+        done = "of older code" if slug in stale else "; ".join(here) or "-"
+        rows.append(f"| {slug} | {work} | {done} | {spent} | {ratio} | {minutes} |")
     rows.append(f"| all | | | | {sum(map(get_core_minutes, results.values())):.0f} | | |")
     return "\n".join(rows)
 
@@ -255,9 +256,10 @@ def render(root):
         (root / "REPRODUCTION.md").read_text(encoding="utf-8"),
     )
     counts = count_verdicts(results, replication)
+    stale = [slug for slug, r in results.items() if is_stale(slug, r, root)]
     readme = replace_block(readme, "verdicts", counts)
     readme = replace_block(readme, "figures", format_figures(results, read_repository(root), root))
-    readme = replace_block(readme, "times", format_times(results, parameters, equal_work))
+    readme = replace_block(readme, "times", format_times(results, parameters, equal_work, stale))
     reproduction = replace_block(reproduction, "verdicts", counts)
     reproduction = replace_block(reproduction, "claims", format_claims(results, replication, root))
     return {"README.md": readme, "REPRODUCTION.md": reproduction}
