@@ -11,7 +11,7 @@ INSTALL := .venv/bin/python -m pip install --disable-pip-version-check --no-comp
 SLUGS := $(sort $(patsubst notebooks/%.ipynb,%,$(wildcard notebooks/*.ipynb)))
 
 .DEFAULT_GOAL := help
-.PHONY: help heal setup figures $(SLUGS) quick replicate smoke test numeric speedrun lottery_control bench gpu report lint format colab clean
+.PHONY: help heal setup figures $(SLUGS) quick replicate smoke test numeric speedrun lottery_control bench playground gpu report lint format colab clean
 
 help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z_]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,10 @@ numeric: .venv/ready
 
 bench: .venv/ready  ## measure speed as ratios: generator and trainer against the plain way
 	.venv/bin/python tools/bench.py
+
+playground: .venv/ready  ## build the page with the generator's knobs into build/playground; CHECK=1: drive it in Chromium
+	$(INSTALL) --quiet --editable '.[playground]'
+	.venv/bin/python tools/playground.py $(if $(CHECK),--check)
 
 gpu: .venv/ready  ## show what a CUDA device must show, into build/gpu.md
 	.venv/bin/python tools/gpu.py
