@@ -10,6 +10,7 @@ import re
 import threading
 import tokenize
 from collections import defaultdict
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -54,22 +55,28 @@ def _parse(source):
 
 
 def _read_package(root):
+    """(module, source) of every module of the package."""
+    paths = sorted((Path(root) / "mnist1d").rglob("*.py"))
+    return tuple((p.parent.name if p.stem == "__init__" else p.stem, p.read_text(encoding="utf-8")) for p in paths)
+
+
+@lru_cache(maxsize=4)
+def _list_statements(package):
     """(text, words) of the package's top-level statements, by the words at which a statement counts.
 
     A function, class or constant counts at its name; a statement that may do more than bind names, at its module's.
     `claims` and `results`, which judge and store numbers, do not count.
     """
-    paths = {p: p.parent.name if p.stem == "__init__" else p.stem for p in (Path(root) / "mnist1d").rglob("*.py")}
-    statements = defaultdict(list)
-    for path, module in paths.items():
+    modules, statements = {module for module, _ in package}, defaultdict(list)
+    for module, source in package:
         if module in ("claims", "results"):
             continue
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = source.splitlines()
         for node in _parse("\n".join(lines)).body:
             first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
             statement = _normalize("\n".join(lines[first - 1 : node.end_lineno]) + "\n"), set(_list_words(node))
             if isinstance(node, ast.Import | ast.ImportFrom):
-                statements[module].append(("", set(_list_words(node)) & set(paths.values())))  # modules run on import
+                statements[module].append(("", set(_list_words(node)) & modules))  # modules run on import
                 for a in node.names:
                     statements[a.asname or a.name.split(".")[0]].append(("", set(a.name.split("."))))
                 continue
@@ -101,7 +108,8 @@ def code_digest(slug, root):
     cells = json.loads((Path(root) / "notebooks" / f"{slug}.ipynb").read_text(encoding="utf-8"))["cells"]
     source = "\n".join("".join(cell["source"]) + "\n" for cell in cells if cell["cell_type"] == "code")
     source = re.sub(r"^(\s*)([%!].*)$", lambda m: f"{m[1]}magic({m[2]!r})", source, flags=re.M)  # no Python
-    statements, reached, seen, todo = _read_package(root), set(), set(), set(_list_words(_parse(source)))
+    statements = _list_statements(_read_package(root))
+    reached, seen, todo = set(), set(), set(_list_words(_parse(source)))
     while todo:
         seen.add(word := todo.pop())
         for text, words in statements.get(word, ()):
