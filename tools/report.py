@@ -38,7 +38,7 @@ FIGURES = {
     "pooling": "Figure 9",
     "random_subspaces": "random subspaces [S]",
     "compare": "beyond the paper",
-    "spatial_priors": "beyond the paper",
+    "records": "beyond the paper",
 }
 
 # The work behind a published figure, and the knobs that say how much of it a seed does here.
