@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scipy import stats
 
 from mnist1d.claims import confidence_interval
@@ -31,6 +32,7 @@ __all__ = ["Comparison", "compare", "judge_difference"]
 
 FIRST_TUNING_SEED = 1_000_000
 MOST_SEEDS = 10_000  # beyond this no number of seeds is worth naming
+LARGE = 50_000  # parameters; several such models at once leave a processor's cache, and take longer than in turn
 
 
 def _half_width(sd, n, level):
@@ -211,6 +213,21 @@ def _score(stack, x, y):
     return values.tolist()
 
 
+def _measure(arm, data, seeds, splits, rates=None):
+    """Train and test on (x, y) of each split; (accuracies [split][seed], CPU seconds a seed, parameters)."""
+    with torch.random.fork_rng(devices=[]):
+        parameters = count_parameters(arm["build"]())
+    size = 1 if parameters > LARGE and get_device().type == "cpu" else len(seeds)
+    scores, used = [[] for _ in splits], 0.0
+    for i in range(0, len(seeds), size):
+        start = time.thread_time()
+        stack = _train(arm, data, seeds[i : i + size], rates and rates[i : i + size])[0]
+        used += time.thread_time() - start
+        for found, (x, y) in zip(scores, splits, strict=True):
+            found += _score(stack, x, y)
+    return scores, used / len(seeds), parameters
+
+
 def _fingerprint(arm, data):
     """Text that tells one arm from another: settings, schedule, and what its first steps and evaluation give."""
     first = {k: data[k][:500] for k in "xy"}
@@ -242,8 +259,8 @@ def _choose(arm, grid, data, validation, tune_seeds, cache):
             each = [rate for rate in rates for _ in tune_seeds] if rates else None
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", ".*diverged")  # a rate that is too large has lost
-                stack = _train(arm | other, part, tune_seeds * n, each)[0]
-            return np.reshape(_score(stack, held["x"], held["y"]), (n, -1)).mean(1).tolist()
+                (found,), _, _ = _measure(arm | other, part, tune_seeds * n, [(held["x"], held["y"])], each)
+            return np.reshape(found, (n, -1)).mean(1).tolist()
 
         mark = _fingerprint(arm | other, data) if cache else ""
         for i, score in zip(alike, _remember(cache, repr((mark, rates, tune_seeds, validation)), measure), strict=True):
@@ -262,12 +279,9 @@ def _run_arm(variant, seeds):
     final = arm | tries[best]
 
     def measure():
-        start = time.thread_time()
-        stack = _train(final, data, seeds)[0]
-        used = (time.thread_time() - start) / len(seeds)
-        test = _score(stack, data["x_test"], data["y_test"])  # the one place where the test set is read
-        train = _score(stack, data["x"], data["y"])
-        return {"accuracy": test, "train": train, "seconds": used, "parameters": count_parameters(stack.get_module(0))}
+        splits = [(data[f"x{split}"], data[f"y{split}"]) for split in ("", "_test")]  # the test set is read here alone
+        (train, test), used, parameters = _measure(final, data, seeds, splits)
+        return {"accuracy": test, "train": train, "seconds": used, "parameters": parameters}
 
     result = _remember(cache, repr((_fingerprint(final, data) if cache else "", seeds)), measure)
     return [(result, tries, scores, best)] * len(seeds)

@@ -283,3 +283,16 @@ def test_the_notebooks_arms_are_trained_together(notebook):
 def test_a_bad_number_of_seeds_is_named():
     with pytest.raises(ValueError, match="SAME_SEEDS"):
         run_parameters("compare", SAME_SEEDS=range(3))
+
+
+@pytest.mark.filterwarnings("ignore:.*is the edge of")
+def test_large_models_are_trained_in_turn_with_the_same_result(monkeypatch):
+    options = {"seeds": 3, "budget": 20, "tune": {"learning_rate": (1e-3, 1e-2), "weight_decay": (0.0, 0.1)}}
+    together = compare({"MLP": MLP, "CNN": CNN}, DATA, **options)
+    plain, sizes = comparison._train, []
+    monkeypatch.setattr(comparison, "LARGE", 1000)
+    monkeypatch.setattr(comparison, "_train", lambda a, d, seeds, r: sizes.append(len(seeds)) or plain(a, d, seeds, r))
+    in_turn = compare({"MLP": MLP, "CNN": CNN}, DATA, **options)
+    assert set(sizes) == {1} and in_turn.chosen == together.chosen
+    for name, accuracy in together.accuracy.items():
+        np.testing.assert_allclose(in_turn.accuracy[name], accuracy, atol=1.01)  # one of 100 examples
