@@ -1,5 +1,7 @@
 """The transfer notebook: its network, its stack of seeds against its plain loop, the function it is about."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from torch.nn import functional as F
 
 from mnist1d.models import learned_activation
 from mnist1d.results import load_results
+from notebooks import ROOT
 
 
 @pytest.fixture
@@ -46,3 +49,12 @@ def test_the_published_function_is_the_one_that_was_learned():
     np.testing.assert_allclose(y.detach(), function["f"], atol=0.05)
     (slope,) = torch.autograd.grad(y.sum(), x)
     assert slope.isfinite().all()
+
+
+def test_the_file_of_the_learned_function_is_enough_to_compute_it():
+    path = ROOT / "figures" / "learned_activation.json"
+    function = json.loads(path.read_text(encoding="utf-8"))
+    assert function == load_results("metalearn_activation")["numbers"]["function"]
+    x = np.array(function["x"])
+    offset = sum(c * np.tanh(x / 2) ** k for k, c in enumerate(function["coefficients"]))
+    np.testing.assert_allclose(np.where(x > 0, x, np.expm1(x)) + offset, function["f"], atol=0.05)
