@@ -54,7 +54,10 @@ def test_the_published_function_is_the_one_that_was_learned():
 def test_the_file_of_the_learned_function_is_enough_to_compute_it():
     path = ROOT / "figures" / "learned_activation.json"
     function = json.loads(path.read_text(encoding="utf-8"))
-    assert function == load_results("metalearn_activation")["numbers"]["function"]
+    recorded = load_results("metalearn_activation")["numbers"]["function"]  # to six digits
+    assert function.keys() == recorded.keys() and function["recipe"] == recorded["recipe"]
+    for key in ("x", "f", "coefficients"):
+        np.testing.assert_allclose(function[key], recorded[key], rtol=1e-5, atol=1e-6)
     x = np.array(function["x"])
     offset = sum(c * np.tanh(x / 2) ** k for k, c in enumerate(function["coefficients"]))
     np.testing.assert_allclose(np.where(x > 0, x, np.expm1(x)) + offset, function["f"], atol=0.05)
