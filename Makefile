@@ -6,12 +6,11 @@ PYTHON ?= python3
 # TORCH=cpu takes torch without CUDA; any other name of a PyTorch wheel index, cu128 say, works alike.
 TORCH ?=
 RUN := .venv/bin/python tools/run_notebooks.py
-PYTEST := .venv/bin/python -m pytest -n auto --dist loadgroup
 INSTALL := .venv/bin/python -m pip install --disable-pip-version-check --no-compile
 SLUGS := $(sort $(patsubst notebooks/%.ipynb,%,$(wildcard notebooks/*.ipynb)))
 
 .DEFAULT_GOAL := help
-.PHONY: help heal setup figures $(SLUGS) quick replicate smoke test numeric speedrun lottery_control bench playground gpu report lint format colab clean
+.PHONY: help heal setup figures $(SLUGS) quick replicate smoke test speedrun lottery_control bench playground gpu report lint format colab clean
 
 help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z_]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,19 +62,13 @@ smoke: .venv/ready  ## walk through every notebook in seconds, without verdicts
 	$(RUN) --profile smoke
 
 test: .venv/ready lint  ## lint, unit tests, every notebook in the smoke profile, numeric tests as on other processors
-	$(PYTEST)
-	$(MAKE) numeric
+	.venv/bin/python -m pytest -n auto --dist loadgroup
 
 speedrun: .venv/ready  ## check rows of the speedrun, all of records/ or ROW=records/NAME.py; VALIDATE=1 spares the test set
 	.venv/bin/python tools/records.py $(if $(VALIDATE),--validate) $(ROW)
 
 lottery_control: .venv/ready  ## run the exact published search for lottery tickets once, resumable; half an hour a core
 	.venv/bin/python tools/lottery_control.py
-
-# What libraries compute with depends on the processor; these variables make it that of an old and of a common one.
-numeric: .venv/ready
-	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 $(PYTEST) -q -m numeric tests
-	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -q -m numeric tests
 
 bench: .venv/ready  ## measure speed as ratios: generator and trainer against the plain way
 	.venv/bin/python tools/bench.py

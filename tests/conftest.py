@@ -14,15 +14,6 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("tests")
 
-# Modules of tests whose outcome could depend on how a processor rounds: `make test` repeats them as on others.
-NUMERIC = {"test_engine", "test_training", "test_zoo"}
-
-
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if item.path.stem in NUMERIC:
-            item.add_marker(pytest.mark.numeric)
-
 
 @pytest.fixture
 def notebook():

@@ -56,15 +56,37 @@ save_results("quickstart", seeds=[0], numbers={"x": x}, verdicts=[])
 """.strip()
 
 
-@pytest.fixture
-def checkout(tmp_path, monkeypatch):
-    """A checkout of one quick notebook, `tsne`, and this package."""
+@pytest.fixture(autouse=True)
+def cpu(monkeypatch):
     monkeypatch.setenv("MNIST1D_DEVICE", "cpu")
-    root = tmp_path / "check out"
+
+
+def make_checkout(root):
     shutil.copytree(ROOT / "mnist1d", root / "mnist1d", ignore=shutil.ignore_patterns("__pycache__"))
     (root / "notebooks").mkdir()
     write_notebook(root, [USE_PACKAGE, SAVE])
     return root
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A checkout of one quick notebook, `tsne`, and this package."""
+    return make_checkout(tmp_path / "check out")
+
+
+@pytest.fixture(scope="module")
+def complete_run(tmp_path_factory):
+    root = make_checkout(tmp_path_factory.mktemp("complete") / "check out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MNIST1D_DEVICE", "cpu")
+        assert run(root) == 0
+    return root
+
+
+@pytest.fixture
+def finished(complete_run, tmp_path):
+    """A copy of a checkout whose notebook has run."""
+    return shutil.copytree(complete_run, tmp_path / "check out")
 
 
 def write_notebook(root, cells, slug="tsne"):
@@ -156,23 +178,21 @@ def test_a_complete_run_publishes_and_is_not_repeated(checkout, capsys):
     assert published(checkout) == before
 
 
-def test_committed_results_are_the_reference_and_not_a_result_of_this_machine(checkout, capsys):
-    assert run(checkout) == 0
-    shutil.rmtree(checkout / "build")  # a fresh clone, with results of the same code
-    capsys.readouterr()
-    write_notebook(checkout, ["x = 6", SAVE])
-    assert run(checkout) == 0
+def test_committed_results_are_the_reference_and_not_a_result_of_this_machine(finished, capsys):
+    shutil.rmtree(finished / "build")  # a fresh clone, with results of the same code
+    write_notebook(finished, ["x = 6", SAVE])
+    assert run(finished) == 0
     output = capsys.readouterr().out
     assert "0 of 1 verdicts are those of the committed results: build/agreement.md" in output
     assert "2.5 (tsne.mnist)" in output and "about 0 s" in output
-    assert read_json(checkout / "build" / "reference" / "tsne.json")["numbers"] == {"x": 1}
+    assert read_json(finished / "build" / "reference" / "tsne.json")["numbers"] == {"x": 1}
     assert "| tsne | 0.5 | 0.5 | 0 of 1 | 0 of 1 | 2.5 (tsne.mnist) |" in (
-        checkout / "build" / "agreement.md"
+        finished / "build" / "agreement.md"
     ).read_text(encoding="utf-8")
-    write_notebook(checkout, ["x = 2", SAVE])
-    assert run(checkout) == 0  # the reference stays, whatever this machine has written in its place
+    write_notebook(finished, ["x = 2", SAVE])
+    assert run(finished) == 0  # the reference stays, whatever this machine has written in its place
     assert "1 of 1 verdicts" in capsys.readouterr().out
-    assert read_json(checkout / "build" / "reference" / "tsne.json")["numbers"] == {"x": 1}
+    assert read_json(finished / "build" / "reference" / "tsne.json")["numbers"] == {"x": 1}
 
 
 def test_the_reference_is_what_git_has(checkout):
@@ -214,19 +234,18 @@ def change_version(root):
     ],
     ids=["no picture", "a damaged picture", "damaged results", "a cell", "a module", "a damaged stamp", "a version"],
 )
-def test_what_is_missing_damaged_or_changed_is_stale(checkout, damage):
-    assert run(checkout) == 0 and not run_notebooks.is_stale("tsne", Run(checkout))
-    damage(checkout)
-    assert run_notebooks.is_stale("tsne", Run(checkout))
+def test_what_is_missing_damaged_or_changed_is_stale(finished, damage):
+    assert not run_notebooks.is_stale("tsne", Run(finished))
+    damage(finished)
+    assert run_notebooks.is_stale("tsne", Run(finished))
 
 
-def test_a_damaged_stamp_and_picture_are_made_anew(checkout):
-    assert run(checkout) == 0
-    before = published(checkout)
-    damage_stamp(checkout)
-    (checkout / "figures" / "tsne.png").unlink()
-    assert run(checkout) == 0 and not run_notebooks.is_stale("tsne", Run(checkout))
-    assert published(checkout) == before
+def test_a_damaged_stamp_and_picture_are_made_anew(finished):
+    before = published(finished)
+    damage_stamp(finished)
+    (finished / "figures" / "tsne.png").unlink()
+    assert run(finished) == 0 and not run_notebooks.is_stale("tsne", Run(finished))
+    assert published(finished) == before
 
 
 @pytest.mark.parametrize("profile", ["quick", "smoke"])
@@ -240,23 +259,21 @@ def test_other_profiles_write_elsewhere(checkout, capsys, profile):
     assert run(checkout, "--profile", profile) == 0 and "up to date" in capsys.readouterr().out
 
 
-def test_a_replicate_has_other_seeds_and_leaves_the_figures(checkout, capsys):
-    assert run(checkout) == 0
-    before = published(checkout)
-    write_notebook(checkout, ["SEEDS, FIRST_SEED, OTHER = range(3), 7, 1", "x = [*SEEDS, FIRST_SEED, OTHER]", SAVE_ANY])
-    path = checkout / "notebooks" / "tsne.ipynb"
+def test_a_replicate_has_other_seeds_and_leaves_the_figures(finished, capsys):
+    before = published(finished)
+    write_notebook(finished, ["SEEDS, FIRST_SEED, OTHER = range(3), 7, 1", "x = [*SEEDS, FIRST_SEED, OTHER]", SAVE_ANY])
+    path = finished / "notebooks" / "tsne.ipynb"
     notebook = nbformat.read(path, 4)
     notebook.cells[0].metadata["tags"] = ["parameters"]
     nbformat.write(notebook, path)
-    assert run(checkout, "--offset", "4") == 0
-    assert read_json(checkout / "build" / "replicate" / "tsne.json")["numbers"] == {"x": [4, 5, 6, 11, 1]}
-    assert run(checkout) == 0
-    assert read_json(checkout / "figures" / "tsne.json")["numbers"] == {"x": [0, 1, 2, 7, 1]}
-    before = published(checkout)
-    assert published(checkout) == before
+    assert run(finished, "--offset", "4") == 0
+    assert read_json(finished / "build" / "replicate" / "tsne.json")["numbers"] == {"x": [4, 5, 6, 11, 1]}
+    assert published(finished) == before
+    assert run(finished) == 0
+    assert read_json(finished / "figures" / "tsne.json")["numbers"] == {"x": [0, 1, 2, 7, 1]}
     assert "build/replicate/agreement.md" in capsys.readouterr().out
-    assert run_notebooks.is_stale("tsne", Run(checkout, offset=5))
-    assert not run_notebooks.is_stale("tsne", Run(checkout, offset=4))
+    assert run_notebooks.is_stale("tsne", Run(finished, offset=5))
+    assert not run_notebooks.is_stale("tsne", Run(finished, offset=4))
 
 
 @pytest.mark.xdist_group("side by side")  # four kernels at once would make them wait for each other
@@ -418,10 +435,9 @@ def test_two_runners_at_once(checkout):
     assert first.returncode == 0
 
 
-def test_a_full_disk_is_reported_and_leaves_the_old_figure(checkout, capsys, monkeypatch):
-    assert run(checkout) == 0
-    before = published(checkout)
-    write_notebook(checkout, ["x = 2", SAVE])
+def test_a_full_disk_is_reported_and_leaves_the_old_figure(finished, capsys, monkeypatch):
+    before = published(finished)
+    write_notebook(finished, ["x = 2", SAVE])
     write = run_notebooks.write
 
     def no_space(path, content):
@@ -430,9 +446,9 @@ def test_a_full_disk_is_reported_and_leaves_the_old_figure(checkout, capsys, mon
         write(path, content)
 
     monkeypatch.setattr(run_notebooks, "write", no_space)
-    assert run(checkout) == 1
+    assert run(finished) == 1
     assert "No space left on device" in capsys.readouterr().out
-    assert published(checkout) == before
+    assert published(finished) == before
 
 
 def test_sockets_need_no_short_folder_for_temporary_files(checkout, monkeypatch, tmp_path):
