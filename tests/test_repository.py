@@ -161,6 +161,15 @@ def test_every_notebook_has_its_results_and_pictures():
         assert all((ROOT / "figures" / f"{slug}.{kind}").is_file() for kind in ("png", "pdf"))
 
 
+def test_every_picture_is_drawn_by_a_notebook():
+    drawn = {"verdicts"}  # by make report
+    for slug in SLUGS:
+        code = "\n".join(source for kind, source, _ in read_notebook(slug) if kind == "code")
+        drawn |= {slug, *re.findall(r'save_figure\(\s*fig, "(\w+)"', code)}
+    left = [path.name for path in (ROOT / "figures").iterdir() if path.suffix != ".json" and path.stem not in drawn]
+    assert not left
+
+
 def test_files_are_small_and_say_nothing_of_this_machine():
     for name in list_files():
         content = (ROOT / name).read_bytes()
