@@ -87,7 +87,7 @@ class Spy:
 
     def __init__(self, monkeypatch, data):
         self.fits, self.tests = [], 0
-        fit, evaluate = comparison.fit, comparison._evaluate
+        fit, evaluate = comparison.fit, comparison.evaluate
         x_test = torch.as_tensor(data["x_test"], dtype=torch.float32)
 
         @functools.wraps(fit)
@@ -102,7 +102,7 @@ class Spy:
             return evaluate(stack, x, y)
 
         monkeypatch.setattr(comparison, "fit", counting_fit)
-        monkeypatch.setattr(comparison, "_evaluate", counting_evaluate)
+        monkeypatch.setattr(comparison, "evaluate", counting_evaluate)
 
 
 SETTINGS = {"seeds": 2, "budget": 20, "tune_seeds": 1, "margin": 0.5}
@@ -237,7 +237,7 @@ def test_two_processes_give_the_same(monkeypatch):
 
 @pytest.mark.parametrize(
     ("arms", "options", "message"),
-    [({}, {}, "arms is empty"), ({"a": {"biuld": MLP}}, {}, "biuld"), ({"a": {"steps": 3}}, {}, "no build"),
+    [({}, {}, "arms={}: must be"), ({"a": {"biuld": MLP}}, {}, "biuld"), ({"a": {"steps": 3}}, {}, "no build"),
      ({"a": MLP}, {"seeds": 1}, "two or more"), ({"a": MLP}, {"seeds": [3, 3]}, "two or more"),
      ({"a": MLP}, {"seeds": [1, 1_000_000]}, "none of"), ({"a": MLP}, {"tune": {"rate": [1]}}, "rate"),
      ({"a": MLP}, {"tune": {"clip": []}}, "empty"), ({"a": MLP}, {"margin": -1}, "margin=-1"),
