@@ -303,6 +303,20 @@ def _check_arms(arms, tune, budget):
     return checked
 
 
+def _try_arms(checked, data, validation):
+    """Build and evaluate every arm with every value that it may choose, without a step: what is bad is said first."""
+    is_val = draw_validation(data["y"], validation, np.random.default_rng(0))
+    for name, (arm, grid) in checked.items():
+        check_integer(arm["steps"], "steps", 1, 10**9, f"an integer of at least 1 in the arm {name!r}")
+        part = {k: data[k][~is_val] if grid else data[k] for k in "xy"}
+        first = {k: values[0] for k, values in grid.items()}
+        for one in [{}, *({k: value} for k, values in grid.items() for value in values[1:])]:
+            try:
+                _train(arm | first | one | {"steps": 0, "eval_every": 1}, part, [0])
+            except ValueError as error:
+                raise ValueError(f"arms: {name!r}: {error}") from error
+
+
 def _warn_of_edges(arm, grid, chosen):
     for k, value in chosen.items():
         numbers = [v for v in grid[k] if isinstance(v, (int, float))]
@@ -378,6 +392,8 @@ def compare(
     if len(set(seeds)) < max(2, len(seeds)) or set(seeds) & set(tuned_on):
         raise ValueError(f"seeds={seeds}: must be two or more, all different and none of {tuned_on}")
     checked, datasets = _check_arms(arms, tune, budget), _list_datasets(data)
+    for dataset in datasets.values():
+        _try_arms(checked, dataset, validation)
     variants = {
         (name, arm): (arm, options, grid, dataset, validation, tuned_on, cache)
         for name, dataset in datasets.items()
