@@ -339,8 +339,8 @@ def judge(claim_id, samples):
     for part, values in samples.items():
         values = np.atleast_1d(np.asarray(values, dtype=float))
         bound = claim.bound[part] if isinstance(claim.bound, dict) else claim.bound
-        if not values.size or not np.isfinite(values).all():
-            raise ValueError(f"samples: {claim_id} {part!r} is {values}; must be finite numbers, at least one")
+        if values.ndim != 1 or not values.size or not np.isfinite(values).all():
+            raise ValueError(f"samples: {claim_id} {part!r} is {values}; must be one or more finite numbers in a row")
         if bound.startswith("share") and not np.isin(values, (0, 1)).all():
             raise ValueError(f"samples: {claim_id} {part!r} is {values}; must be 0 or 1, a share's misses and hits")
         measured.append({"part": part, **measure(bound, values, claim.n)})

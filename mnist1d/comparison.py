@@ -9,23 +9,23 @@ import inspect
 import itertools
 import json
 import math
+import numbers
 import time
 import warnings
 from bisect import bisect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from scipy import stats
 
 from mnist1d.claims import confidence_interval
-from mnist1d.data import _draw_validation, make_dataset
-from mnist1d.models import count_parameters
+from mnist1d.data import draw_validation, make_dataset
 from mnist1d.settings import get_device
-from mnist1d.training import _evaluate, _list_seeds, fit, split_tensors, sweep
+from mnist1d.training import Stack, evaluate, fit, list_seeds, split_tensors, sweep
+from mnist1d.transform import check_integer, require
 from mnist1d.utils import open_for_rename
 
 __all__ = ["Comparison", "compare", "judge_difference"]
@@ -189,25 +189,15 @@ def _remember(folder, key, compute):
 def _train(arm, data, seeds, rates=None):
     """Train an arm's models on x and y of `data`, which holds nothing to evaluate on; `rates` [seed] if any."""
     options = {"order": "shuffled", "eval_every": arm["steps"], **arm}
-    rate, optimizer = options.get("learning_rate"), options.get("optimizer")
     if rates is not None:
         options["learning_rate"] = rates
-    elif rate is not None and callable(optimizer):  # which has a rate of its own
-
-        def make(params):
-            made = optimizer(params)
-            for group in made.param_groups:
-                group["lr"] = rate
-            return made
-
-        options["optimizer"] = make
     return fit(options.pop("build"), {k: data[k] for k in "xy"}, seeds, **options)
 
 
 def _score(stack, x, y):
     """Accuracy [seed], percent; of a model that gives NaN about one class's share."""
     n = len(stack)
-    kind, values = _evaluate(stack, *split_tensors({"x": x, "y": y}, "", n, next(iter(stack.params.values())).device))
+    kind, values = evaluate(stack, *split_tensors({"x": x, "y": y}, "", n, next(iter(stack.params.values())).device))
     if kind != "acc":
         raise ValueError("arms: a model must return logits (example, class) for integer labels")
     return values.tolist()
@@ -215,8 +205,9 @@ def _score(stack, x, y):
 
 def _measure(arm, data, seeds, splits, rates=None):
     """Train and test on (x, y) of each split; (accuracies [split][seed], CPU seconds a seed, parameters)."""
-    with torch.random.fork_rng(devices=[]):
-        parameters = count_parameters(arm["build"]())
+    example = split_tensors({k: data[k][:2] for k in "xy"}, "", 1)  # for layers that take their shapes from it
+    params = Stack(arm["build"], seeds[:1], example=example).params.values()
+    parameters = sum(p.numel() for p in params if p.requires_grad)
     size = 1 if parameters > LARGE and get_device().type == "cpu" else len(seeds)
     scores, used = [[] for _ in splits], 0.0
     for i in range(0, len(seeds), size):
@@ -244,9 +235,9 @@ def _fingerprint(arm, data):
     return repr((settings, schedule, history["train_loss"].tolist(), digest.hexdigest()))
 
 
-def _choose(arm, grid, data, validation, tune_seeds, cache):
+def _choose(name, arm, grid, data, validation, tune_seeds, cache):
     """The best of the grid by mean validation accuracy: (values, accuracy of every combination)."""
-    is_val = _draw_validation(data["y"], validation, np.random.default_rng(0))  # the same for every arm
+    is_val = draw_validation(data["y"], validation, np.random.default_rng(0))  # the same for every arm
     part, held = ({k: data[k][mask] for k in "xy"} for mask in (~is_val, is_val))
     tries = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     rates = grid.get("learning_rate")
@@ -262,7 +253,7 @@ def _choose(arm, grid, data, validation, tune_seeds, cache):
                 (found,), _, _ = _measure(arm | other, part, tune_seeds * n, [(held["x"], held["y"])], each)
             return np.reshape(found, (n, -1)).mean(1).tolist()
 
-        mark = _fingerprint(arm | other, data) if cache else ""
+        mark = (name, _fingerprint(arm | other, data)) if cache else ""
         for i, score in zip(alike, _remember(cache, repr((mark, rates, tune_seeds, validation)), measure), strict=True):
             scores[i] = score
     return tries, scores
@@ -270,9 +261,9 @@ def _choose(arm, grid, data, validation, tune_seeds, cache):
 
 def _run_arm(variant, seeds):
     """One arm on one dataset: choose, train anew on all training examples, test once."""
-    arm, grid, data, validation, tune_seeds, cache = variant
+    name, arm, grid, data, validation, tune_seeds, cache = variant
     if math.prod(map(len, grid.values())) > 1:
-        tries, scores = _choose(arm, grid, data, validation, tune_seeds, cache)
+        tries, scores = _choose(name, arm, grid, data, validation, tune_seeds, cache)
     else:  # nothing to choose
         tries, scores = [{k: values[0] for k, values in grid.items()}], [math.nan]
     best = int(np.argmax(scores))
@@ -283,18 +274,21 @@ def _run_arm(variant, seeds):
         (train, test), used, parameters = _measure(final, data, seeds, splits)
         return {"accuracy": test, "train": train, "seconds": used, "parameters": parameters}
 
-    result = _remember(cache, repr((_fingerprint(final, data) if cache else "", seeds)), measure)
+    result = _remember(cache, repr(((name, _fingerprint(final, data)) if cache else "", seeds)), measure)
     return [(result, tries, scores, best)] * len(seeds)
 
 
 def _check_arms(arms, tune, budget):
     """Each arm's arguments of :func:`fit` and its own grid."""
     known, checked = set(inspect.signature(fit).parameters) - {"data", "seeds", "eval_every", "state"}, {}
-    if not arms:
-        raise ValueError("arms is empty: must hold at least one")
+    require(isinstance(arms, Mapping) and len(arms) > 0, "arms", arms, "a dict of name to arm, of at least one")
     for name, arm in arms.items():
         arm = dict(arm) if isinstance(arm, Mapping) else {"build": arm}
-        grid = {k: list(v) for k, v in (arm.pop("tune", tune) or {}).items()}
+        grid = arm.pop("tune", tune) or {}
+        for k, values in grid.items():
+            good = isinstance(values, Iterable) and not isinstance(values, (str, Mapping))
+            require(good, f"tune[{k!r}]", values, "a sequence of values")
+        grid = {k: list(values) for k, values in grid.items()}
         bad = sorted((arm.keys() | grid.keys()) - known)
         if bad or not callable(arm.get("build", (grid.get("build") or [None])[0])):
             raise ValueError(f"arms: {name!r} has {bad or 'no build'}; must have `build` and arguments of train")
@@ -307,6 +301,20 @@ def _check_arms(arms, tune, budget):
     if len(set(sizes.values())) > 1:
         warnings.warn(f"tune: the arms try different numbers of combinations: {sizes}", stacklevel=3)
     return checked
+
+
+def _try_arms(checked, data, validation):
+    """Build and evaluate every arm with every value that it may choose, without a step: what is bad is said first."""
+    is_val = draw_validation(data["y"], validation, np.random.default_rng(0))
+    for name, (arm, grid) in checked.items():
+        check_integer(arm["steps"], "steps", 1, 10**9, f"an integer of at least 1 in the arm {name!r}")
+        part = {k: data[k][~is_val] if grid else data[k] for k in "xy"}
+        first = {k: values[0] for k, values in grid.items()}
+        for one in [{}, *({k: value} for k, values in grid.items() for value in values[1:])]:
+            try:
+                _train(arm | first | one | {"steps": 0, "eval_every": 1}, part, [0])
+            except ValueError as error:
+                raise ValueError(f"arms: {name!r}: {error}") from error
 
 
 def _warn_of_edges(arm, grid, chosen):
@@ -362,7 +370,8 @@ def compare(
         Largest difference that does not matter, points.
     cache : path-like, optional
         Folder that keeps what has ended, for a call that goes on after an interruption. An arm is known again by its
-        arguments, its schedule and the outcome of its first three steps.
+        name, its arguments, its schedule and the outcome of its first three steps: empty the folder where the same
+        name means an arm that differs in what comes later.
 
     Returns
     -------
@@ -374,14 +383,19 @@ def compare(
     Intervals are t-intervals over seeds, for this one test set; arms are paired by seed.
     Workers are joblib's, as for :func:`mnist1d.training.sweep`. A model whose loss became NaN counts as chance.
     """
-    seeds, tuned_on = _list_seeds(seeds), list(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + tune_seeds))
+    for name, value in (("budget", budget), ("tune_seeds", tune_seeds)):
+        check_integer(value, name, 1, 10**9, "an integer of at least 1")
+    require(isinstance(margin, numbers.Real) and margin >= 0, "margin", margin, "a number of at least 0")
+    is_fraction = isinstance(validation, numbers.Real) and 0 < validation < 1
+    require(is_fraction, "validation", validation, "a number between 0 and 1")
+    seeds, tuned_on = list_seeds(seeds), list(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + tune_seeds))
     if len(set(seeds)) < max(2, len(seeds)) or set(seeds) & set(tuned_on):
         raise ValueError(f"seeds={seeds}: must be two or more, all different and none of {tuned_on}")
-    if budget < 1 or tune_seeds < 1 or not margin >= 0:
-        raise ValueError(f"{budget=}, {tune_seeds=}, {margin=}: must be at least 1, 1 and 0")
     checked, datasets = _check_arms(arms, tune, budget), _list_datasets(data)
+    for dataset in datasets.values():
+        _try_arms(checked, dataset, validation)
     variants = {
-        (name, arm): (options, grid, dataset, validation, tuned_on, cache)
+        (name, arm): (arm, options, grid, dataset, validation, tuned_on, cache)
         for name, dataset in datasets.items()
         for arm, (options, grid) in checked.items()
     }

@@ -326,7 +326,7 @@ def _generate(args, template):
     for name, column in columns.items():
         data |= {name: column[:split], f"{name}_test": column[split:]}
     if args["validation_split"]:
-        is_val = _draw_validation(data["y"], args["validation_split"], np.random.default_rng([args["seed"], 1]))
+        is_val = draw_validation(data["y"], args["validation_split"], np.random.default_rng([args["seed"], 1]))
         for name in ("x", "y", *columns):
             data |= {name: data[name][~is_val], f"{name}_val": data[name][is_val]}
     if args["label_noise"]:
@@ -392,7 +392,7 @@ def make_dataset(args: Any = None, template: Mapping[str, Any] | None = None, **
     return _generate(*_resolve(args, template, changes))
 
 
-def _draw_validation(y, fraction, rng):
+def draw_validation(y, fraction, rng):
     """A mask (n,) of the same fraction of every class."""
     is_val = np.zeros(len(y), dtype=bool)
     for label in np.unique(y):

@@ -5,9 +5,10 @@ processes (:func:`sweep`) and from computing the seeds of one process together (
 """
 
 import multiprocessing
+import numbers
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import joblib
@@ -19,17 +20,29 @@ from tqdm.auto import tqdm
 
 from mnist1d.engine import ReplayError, Stack
 from mnist1d.settings import KEEP_MEMORY, get_device, get_jobs, measure_peak_memory, note_peak_memory
+from mnist1d.transform import check_integer, require
 
 __all__ = ["Stack", "SweepError", "accuracy", "batches", "early_stopped", "fit", "split_tensors", "sweep", "train"]
 
 
-def _list_seeds(seeds):
-    if isinstance(seeds, (int, np.integer)) and not isinstance(seeds, bool):
-        seeds = range(seeds)
-    seeds = [int(seed) for seed in seeds]
-    if not seeds:
-        raise ValueError("seeds=[]: must hold at least one seed")
-    return seeds
+def list_seeds(seeds: int | Sequence[int]) -> list[int]:
+    """The seeds 0 to n - 1 of an integer n, or those that are given; a ValueError where there are none."""
+    rule = "an integer of at least 1, or a sequence of integers from 0 to 2**32 - 1"
+    if isinstance(seeds, numbers.Integral):
+        return list(range(check_integer(seeds, "seeds", 1, 2**32 - 1, rule)))
+    require(isinstance(seeds, Iterable) and not isinstance(seeds, (str, bytes)), "seeds", seeds, rule)
+    seeds = list(seeds)
+    good = [isinstance(s, numbers.Integral) and not isinstance(s, bool) and 0 <= s < 2**32 for s in seeds]
+    require(bool(seeds) and all(good), "seeds", seeds, rule)
+    return [int(seed) for seed in seeds]
+
+
+def list_datasets(data: dict | Sequence[dict]) -> list:
+    """One dataset, or the datasets of a sequence."""
+    datasets = [data] if isinstance(data, Mapping) else list(data) if isinstance(data, Iterable) else []
+    good = bool(datasets) and all(isinstance(d, Mapping) for d in datasets)
+    require(good, "data", type(data).__name__, "a dict, as make_dataset gives it, or a sequence of them")
+    return datasets
 
 
 def split_tensors(
@@ -53,9 +66,14 @@ def split_tensors(
         Floating-point arrays take torch's default dtype, integers become int64.
         Views of one copy when all seeds share their data.
     """
-    datasets = [data] if isinstance(data, Mapping) else list(data)
+    datasets = list_datasets(data)
     if len(datasets) not in (1, n_seeds):
         raise ValueError(f"data: {len(datasets)} datasets for {n_seeds} seeds; must be one, or one per seed")
+    for d in datasets:
+        if missing := [name + split for name in "xy" if name + split not in d]:
+            raise ValueError(f"data: has no {' and no '.join(missing)}; must hold signals and their targets")
+        lengths = [len(d[name + split]) for name in "xy"]
+        require(lengths[0] == lengths[1] > 0, f"lengths of x{split}, y{split}", lengths, "equal, and at least 1")
 
     def convert(name):
         tensor = torch.stack([torch.as_tensor(np.require(d[name + split], requirements="W")) for d in datasets])
@@ -130,11 +148,11 @@ def batches(
     ValueError
         If `order` or `batch_size` cannot be.
     """
-    seeds, n = _list_seeds(seeds), x.shape[1]
+    seeds, n = list_seeds(seeds), x.shape[1]
     if order not in ("cyclic", "shuffled"):
         raise ValueError(f"order={order!r}: must be 'cyclic' or 'shuffled'")
-    if not 0 < batch_size <= n:
-        raise ValueError(f"batch_size={batch_size}: must be from 1 to the {n} training examples")
+    check_integer(batch_size, "batch_size", 1, n, f"an integer from 1 to {n}, the number of training examples")
+    check_integer(steps, "steps", 0, 2**63 - 1, "an integer of at least 0")
     # Batches are taken from one table of all examples: faster than by an index of seeds and one of examples.
     tables = []
     for t in (x, y):
@@ -156,14 +174,18 @@ def batches(
     return generate()
 
 
-def _evaluate(stack, x, y, chunk=500):
+def evaluate(stack, x, y, chunk=500):
     """Accuracy of every model where targets are classes, else its loss: (name, values [seed], float64)."""
     if y.ndim == 2 and not (y.is_floating_point() or y.is_complex()):
         parts = zip(x.split(chunk, 1), y.split(chunk, 1), strict=True)
         logits = [(stack.evaluate(lambda model, xs: model(xs), xs), ys) for xs, ys in parts]
-        if all(isinstance(out, torch.Tensor) and out.shape[:2] == ys.shape and out.ndim == 3 for out, ys in logits):
+        if all(isinstance(out, torch.Tensor) and out.shape[:2] == ys.shape and _is_logits(out) for out, ys in logits):
             return "acc", sum(accuracy(out, ys) * ys.shape[1] for out, ys in logits) / y.shape[1]
     return "loss", stack.evaluate(stack.compute_loss, x, y).double()
+
+
+def _is_logits(out):
+    return out.ndim == 3 and out.shape[-1] > 1  # one number is no choice between classes
 
 
 def fit(
@@ -173,7 +195,7 @@ def fit(
     *,
     steps: int = 6000,
     batch_size: int = 100,
-    learning_rate: float | Sequence[float] = 1e-2,
+    learning_rate: float | Sequence[float] | None = None,
     optimizer: str | Callable = "adam",
     momentum: float = 0.0,
     weight_decay: float = 0.0,
@@ -195,15 +217,18 @@ def fit(
     history : dict
     """
     device = get_device() if device is None else device
-    seeds = _list_seeds(seeds)
-    for name, value, least in (("steps", steps, 0), ("eval_every", eval_every, 1)):
-        if value < least:
-            raise ValueError(f"{name}={value}: must be at least {least}")
+    seeds = list_seeds(seeds)
+    check_integer(steps, "steps", 0, 2**63 - 1, "an integer of at least 0")
+    check_integer(eval_every, "eval_every", 1, 2**63 - 1, "an integer of at least 1")
+    for name, value in (("build", build), ("loss", loss), ("schedule", schedule)):
+        require(callable(value) or (name == "schedule" and value is None), name, value, "callable")
+    is_norm = clip is None or (isinstance(clip, numbers.Real) and clip > 0)
+    require(is_norm, "clip", clip, "None or a number above 0")
+    data = list_datasets(data)
     x, y = split_tensors(data, "", len(seeds), device)
-    first = data if isinstance(data, Mapping) else next(iter(data))
     splits = {"train": (x, y)}
     splits |= {
-        name: split_tensors(data, f"_{name}", len(seeds), device) for name in ("test", "val") if f"x_{name}" in first
+        name: split_tensors(data, f"_{name}", len(seeds), device) for name in ("test", "val") if f"x_{name}" in data[0]
     }
     drawn = {"steps": steps, "batch_size": batch_size, "order": order}
     feed = batches(x, y, seeds, **drawn)
@@ -212,6 +237,7 @@ def fit(
         weight_decay=weight_decay, state=state, device=device, example=(x[:, :2], y[:, :2]), replay=replay,
     )  # fmt: skip
 
+    stack.reuse_grads = True
     history = {"train_loss": []}
     diverged = torch.zeros(len(seeds), dtype=torch.bool, device=device)
     losses = torch.full((len(seeds),), torch.nan, device=device)
@@ -228,7 +254,7 @@ def fit(
                 warnings.warn(text, RuntimeWarning, stacklevel=3)
                 diverged = diverged | bad
             for split, (xs, ys) in splits.items():
-                kind, values = _evaluate(stack, xs, ys)
+                kind, values = evaluate(stack, xs, ys)
                 if (split, kind) != ("train", "loss"):
                     history.setdefault(f"{split}_{kind}", []).append(torch.where(diverged, torch.nan, values))
             history["train_loss"].append(torch.where(diverged, torch.nan, losses.double()))
@@ -238,6 +264,7 @@ def fit(
         try:
             factor = 1.0 if schedule is None else schedule(step)
             xb, yb = next(feed)
+            stack.check_next = step == steps - 1  # a replay that has gone wrong since the last check is found
             losses = stack.backward(xb, yb)
         except ReplayError as error:
             warnings.warn(f"{error}: training goes on without it from step {safe[0]}", stacklevel=3)
@@ -270,12 +297,12 @@ def train(build, data, seeds, **options) -> dict[str, np.ndarray]:
         An integer n means the seeds 0 to n - 1.
     steps, batch_size : int
         6000 and 100 by default.
-    learning_rate : float or sequence of float
-        One for all, 0.01 by default, or one per seed.
+    learning_rate : float or sequence of float, optional
+        One for all, or one per seed; by default 0.01, or what a callable `optimizer` sets.
     optimizer : {"adam", "sgd"} or callable
         A callable maps one model's parameters to a ``torch.optim.Optimizer``.
     momentum, weight_decay : float
-        Of an optimiser that is given by name.
+        By default 0, or what a callable `optimizer` sets; an optimiser that has none is an error.
     order : {"cyclic", "shuffled"}
         As in :func:`batches`.
     eval_every : int
@@ -296,7 +323,7 @@ def train(build, data, seeds, **options) -> dict[str, np.ndarray]:
     -------
     dict of ndarray, shape (seed, eval), float64
         `train_acc`, `test_acc`, with a validation split `val_acc`: percent, in evaluation mode;
-        where targets are no classes, `test_loss` and `val_loss` in their place.
+        where targets are no classes or outputs no logits of several, `test_loss` and `val_loss` in their place.
         `train_loss`: the loss of the batch before each evaluation (NaN before training).
         A seed whose loss was not finite is NaN from there on; a warning names it.
 
@@ -320,12 +347,14 @@ def early_stopped(history):
     -------
     ndarray, shape (seed,), percent
     """
-    best = np.argmax(history["val_acc"], axis=1)
+    val_acc = np.asarray(history["val_acc"])
+    best = np.argmax(np.where(np.isnan(val_acc), -np.inf, val_acc), axis=1)
     return np.take_along_axis(history["test_acc"], best[:, None], 1)[:, 0]
 
 
 def _run_task(run, variant, seeds, dtype):
-    before = torch.get_num_threads(), torch.get_default_dtype()
+    flushes = not (torch.tensor([1e-39], dtype=torch.float32) / 2).item()
+    before = torch.get_num_threads(), torch.get_default_dtype(), flushes
     torch.set_num_threads(1)
     torch.set_default_dtype(dtype)
     # Gradients through saturated units are denormal numbers, which a CPU multiplies 100 times slower.
@@ -338,7 +367,7 @@ def _run_task(run, variant, seeds, dtype):
     finally:
         torch.set_num_threads(before[0])
         torch.set_default_dtype(before[1])
-        torch.set_flush_denormal(False)
+        torch.set_flush_denormal(before[2])
 
 
 def _concatenate(results):
@@ -348,7 +377,7 @@ def _concatenate(results):
         return {key: _concatenate([r[key] for r in results]) for key in first}
     if isinstance(first, tuple):
         return tuple(map(_concatenate, zip(*results, strict=True)))
-    if isinstance(first, torch.Tensor):
+    if isinstance(first, torch.Tensor) and first.ndim:
         return np.concatenate([r.detach().cpu().numpy() for r in results])
     if isinstance(first, np.ndarray) and first.ndim:
         return np.concatenate(results)
@@ -415,7 +444,7 @@ def sweep(
         if len(set(names)) < len(names):
             raise ValueError(f"variants: the names {names} are not all different; pass a dict of name to variant")
         variants = dict(zip(names, variants, strict=True))
-    seeds = _list_seeds(seeds)
+    seeds = list_seeds(seeds)
     chunk = len(seeds) if chunk is None else chunk
     if not variants:
         raise ValueError("variants is empty: must hold at least one")
@@ -427,12 +456,18 @@ def sweep(
     calls = (joblib.delayed(_run_task)(run, variants[name], part, dtype) for name, part in tasks)
     collected = {name: [] for name in variants}
     failures = []
-    for name, value in KEEP_MEMORY.items():
-        os.environ.setdefault(name, value)
+    added = KEEP_MEMORY.keys() - os.environ.keys()  # workers inherit them
+    os.environ.update({name: KEEP_MEMORY[name] for name in added})
 
     def join():
-        n_parts = -(-len(seeds) // chunk)
-        return {name: _concatenate(parts) for name, parts in collected.items() if len(parts) == n_parts}
+        finished, n_parts = {}, -(-len(seeds) // chunk)
+        for name, parts in collected.items():
+            try:
+                finished |= {name: _concatenate(parts)} if len(parts) == n_parts else {}
+            except Exception as error:  # parts that do not fit together are kept as they are
+                finished[name] = parts
+                failures.append((name, seeds, error))
+        return finished
 
     try:
         with warnings.catch_warnings():
@@ -451,9 +486,13 @@ def sweep(
         error.finished = join()
         error.add_note(f"{desc}: {len(error.finished)} of {len(variants)} variants had ended; they are in `finished`")
         raise
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+    finished = join()
     if failures:
         text = "; ".join(f"variant {name!r}, seeds {part}: {type(e).__name__}: {e}" for name, part, e in failures)
         failed = SweepError(f"{desc}: {text}")
-        failed.finished = join()
+        failed.finished = finished
         raise failed from failures[0][2]
-    return join()
+    return finished

@@ -97,6 +97,8 @@ def test_fewer_seeds_than_a_claim_asks_for_decide_nothing():
     assert judge("pool.stride", np.full(9, 0.0))["verdict"] == "undecided"
     assert judge("pool.stride", np.full(10, 0.0))["verdict"] == "reproduced"
     assert judge("bench.logistic", {"final": 32.0, "early-stopped": 32.0})["measured"][0]["interval"] is None
+    with pytest.raises(ValueError, match="must be one or more finite numbers in a row"):
+        judge("pool.stride", np.zeros((10, 3)))
 
 
 def test_fewer_parts_than_a_claim_asks_for_decide_nothing():

@@ -16,7 +16,7 @@ from mnist1d import comparison
 from mnist1d.claims import confidence_interval
 from mnist1d.comparison import Comparison, compare, judge_difference
 from mnist1d.models import CNN, MLP, Logistic
-from mnist1d.training import fit, train
+from mnist1d.training import SweepError, fit, train
 from notebooks import run_parameters
 
 DATA = mnist1d.make_dataset(num_samples=500)
@@ -87,7 +87,7 @@ class Spy:
 
     def __init__(self, monkeypatch, data):
         self.fits, self.tests = [], 0
-        fit, evaluate = comparison.fit, comparison._evaluate
+        fit, evaluate = comparison.fit, comparison.evaluate
         x_test = torch.as_tensor(data["x_test"], dtype=torch.float32)
 
         @functools.wraps(fit)
@@ -102,7 +102,7 @@ class Spy:
             return evaluate(stack, x, y)
 
         monkeypatch.setattr(comparison, "fit", counting_fit)
-        monkeypatch.setattr(comparison, "_evaluate", counting_evaluate)
+        monkeypatch.setattr(comparison, "evaluate", counting_evaluate)
 
 
 SETTINGS = {"seeds": 2, "budget": 20, "tune_seeds": 1, "margin": 0.5}
@@ -173,7 +173,7 @@ class Breaking(MLP):
     broken = True
 
     def forward(self, x):
-        if self.broken:
+        if self.broken and self.training:
             raise RuntimeError("broken")
         return super().forward(x)
 
@@ -237,15 +237,44 @@ def test_two_processes_give_the_same(monkeypatch):
 
 @pytest.mark.parametrize(
     ("arms", "options", "message"),
-    [({}, {}, "arms is empty"), ({"a": {"biuld": MLP}}, {}, "biuld"), ({"a": {"steps": 3}}, {}, "no build"),
+    [({}, {}, "arms={}: must be"), ({"a": {"biuld": MLP}}, {}, "biuld"), ({"a": {"steps": 3}}, {}, "no build"),
      ({"a": MLP}, {"seeds": 1}, "two or more"), ({"a": MLP}, {"seeds": [3, 3]}, "two or more"),
      ({"a": MLP}, {"seeds": [1, 1_000_000]}, "none of"), ({"a": MLP}, {"tune": {"rate": [1]}}, "rate"),
      ({"a": MLP}, {"tune": {"clip": []}}, "empty"), ({"a": MLP}, {"margin": -1}, "margin=-1"),
-     ({"a": {"build": MLP, "clip": 1.0}}, {"tune": {"clip": [1.0]}}, "tuned or fixed")],
+     ({"a": {"build": MLP, "clip": 1.0}}, {"tune": {"clip": [1.0]}}, "tuned or fixed"),
+     ([MLP], {}, "arms=.*must be a dict"), ({"a": MLP}, {"tune": {"clip": 1.0}}, r"tune\['clip'\]=1.0: must be a seq"),
+     ({"a": MLP}, {"validation": 2.0}, "validation=2.0: must"), ({"a": MLP}, {"validation": "x"}, "validation='x'"),
+     ({"a": MLP}, {"tune_seeds": 1.5}, "tune_seeds=1.5: must"), ({"a": MLP}, {"budget": 2.0}, "budget=2.0: must"),
+     ({"a": {"build": MLP, "order": "x"}}, {}, "'a': order='x': must"),
+     ({"a": MLP}, {"tune": {"batch_size": [50, 390]}}, "'a': batch_size=390: must be an integer from 1 to 319")],
 )  # fmt: skip
 def test_what_cannot_be_is_said_first(arms, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         compare(arms, DATA, **options)
+    assert not isinstance(caught.value, SweepError)
+
+
+def test_arms_that_differ_late_are_told_apart_by_their_names(tmp_path):
+    class Late(torch.optim.SGD):
+        def __init__(self, params, rate):
+            super().__init__(params, lr=0.1)
+            self.rate, self.steps = rate, 0
+
+        def step(self, closure=None):
+            self.steps += 1
+            self.param_groups[0]["lr"] = self.rate if self.steps > 5 else 0.1
+            return super().step(closure)
+
+    rates = {"a": 0.1, "b": 5.0}
+    arms = {name: {"build": Logistic, "optimizer": functools.partial(Late, rate=rate)} for name, rate in rates.items()}
+    plain, kept = (compare(arms, DATA, cache=cache, **SETTINGS) for cache in (None, tmp_path))
+    assert (plain.accuracy["a"] != plain.accuracy["b"]).any()
+    for name in arms:
+        np.testing.assert_array_equal(plain.accuracy[name], kept.accuracy[name])
+
+
+def test_a_lazy_model_is_counted():
+    assert compare({"lazy": lambda: torch.nn.LazyLinear(10)}, DATA, **SETTINGS).parameters == {"lazy": 410}
 
 
 def test_unequal_tuning_is_said():
@@ -291,7 +320,9 @@ def test_large_models_are_trained_in_turn_with_the_same_result(monkeypatch):
     together = compare({"MLP": MLP, "CNN": CNN}, DATA, **options)
     plain, sizes = comparison._train, []
     monkeypatch.setattr(comparison, "LARGE", 1000)
-    monkeypatch.setattr(comparison, "_train", lambda a, d, seeds, r: sizes.append(len(seeds)) or plain(a, d, seeds, r))
+    monkeypatch.setattr(
+        comparison, "_train", lambda a, d, seeds, *r: sizes.append(len(seeds)) or plain(a, d, seeds, *r)
+    )
     in_turn = compare({"MLP": MLP, "CNN": CNN}, DATA, **options)
     assert set(sizes) == {1} and in_turn.chosen == together.chosen
     for name, accuracy in together.accuracy.items():

@@ -2,7 +2,9 @@
 
 import copy
 import inspect
+import itertools
 import pickle
+import random
 import warnings
 
 import numpy as np
@@ -15,6 +17,7 @@ from mnist1d import make_dataset, models
 from mnist1d.engine import ReplayError, Stack
 from mnist1d.models import CNN, GRU, MLP, MODELS, Logistic, count_parameters
 from mnist1d.training import batches, fit, split_tensors, train
+from mnist1d.utils import set_seed
 
 SEEDS = [0, 1]
 
@@ -450,3 +453,315 @@ def test_dropout_behind_kernels_draws_as_behind_torchs_layers(n):
     stack = Stack(Net, range(n))
     stack.backward(torch.randn(n, 20, 2, 8), torch.randint(3, (n, 20)))
     assert stack.stacked
+
+
+# Numbers that would be silently wrong
+
+
+def train_plainly(build, data, seeds, steps, make, loss=F.cross_entropy, before=lambda step: None, batch=50):
+    """What anybody would write: losses [seed, step] of one model after the other, on batches in the stored order."""
+    x, y = torch.as_tensor(data["x"], dtype=torch.float32), torch.as_tensor(data["y"])
+    losses = []
+    for seed in seeds:
+        set_seed(seed)
+        model = build()
+        opt, own = make(list(model.parameters())), []
+        for step in range(steps):
+            before(step)
+            rows = (torch.arange(batch) + step * batch) % len(x)
+            opt.zero_grad()
+            value = loss(model(x[rows]), y[rows])
+            value.backward()
+            opt.step()
+            own.append(value.item())
+        losses.append(own)
+    return np.array(losses)
+
+
+def sgd(params):
+    return torch.optim.SGD(params, lr=0.1)
+
+
+def check(build, data, seeds=(0, 1, 2), steps=20, make=sgd, before=lambda step: None, **options):
+    """`train` has the losses of the plain loop and leaves the random states alone; `before` is called with the step."""
+    plain = train_plainly(build, data, seeds, steps, make, options.get("loss", F.cross_entropy), before)
+
+    def schedule(step):
+        before(step)
+        return 1.0
+
+    settings = {"steps": steps, "batch_size": 50, "eval_every": 1, "optimizer": make, "schedule": schedule}
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    ours = train(build, data, list(seeds), **{**settings, **options})["train_loss"]
+    assert states == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+    shown = ours[:, 1:] if options.get("eval_every", 1) == 1 else ours[:, -1:]
+    np.testing.assert_allclose(shown, plain if shown.shape == plain.shape else plain[:, -1:], rtol=1e-4)
+
+
+def linear():
+    return nn.Linear(40, 10)
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1, 2]])
+def test_targets_that_are_ignored_do_not_count(data, seeds):
+    y = data["y"].copy()
+    y[50:] = np.where(np.arange(len(y) - 50) % 3 == 0, -100, y[50:])  # none of the first batch
+    check(linear, {"x": data["x"], "y": y}, seeds)
+
+
+def make_adagrad(params):
+    return torch.optim.Adagrad(params, lr=0.1, initial_accumulator_value=1.0)
+
+
+def make_hooked(params):
+    opt = torch.optim.SGD(params, lr=1.0)
+    opt.register_step_post_hook(lambda *_: [p.data.clamp_(-0.05, 0.05) for p in params])
+    return opt
+
+
+def make_from_values(params):
+    return torch.optim.SGD([{"params": [p], "lr": float(0.05 * p.detach().norm())} for p in params], lr=0.1)
+
+
+@pytest.mark.parametrize("make", [make_adagrad, make_hooked, make_from_values])
+def test_what_an_optimizer_is_made_with_counts(data, make):
+    check(linear, data, make=make)
+
+
+@pytest.mark.parametrize("replay", [True, False])
+def test_gradients_are_ones_own(replay):
+    """Parameters that are summed have a gradient each, and those of one batch outlive the next."""
+
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w, self.delta = nn.Parameter(torch.randn(40, 10)), nn.Parameter(torch.zeros(40, 10))
+
+        def forward(self, x):
+            return x @ (self.w + self.delta)
+
+    stack, feed = Stack(Sum, SEEDS, replay=replay), draw(steps=8)
+    for (x, y), (x_next, y_next) in itertools.pairwise(feed):
+        stack.backward(x, y)
+        stack.grads["w"].mul_(2)
+        torch.testing.assert_close(stack.grads["w"], 2 * stack.grads["delta"])
+        kept, copied = stack.grads, {name: g.clone() for name, g in stack.grads.items()}
+        stack.backward(x_next, y_next)
+        assert all(torch.equal(kept[name], copied[name]) for name in kept)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.05])
+@pytest.mark.parametrize("draw_number", [random.random, np.random.rand], ids=["python", "numpy"])
+def test_random_numbers_of_python_and_numpy_belong_to_a_seed(data, draw_number, share):
+    class Dropped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.outer = nn.Linear(40, 40), nn.Linear(40, 10)
+
+        def forward(self, x):
+            return self.outer(x if self.training and draw_number() < share else x + self.inner(x).relu())
+
+    with pytest.warns(UserWarning, match="draws from the generator of python or numpy"):
+        check(Dropped, data, steps=40, eval_every=40)
+
+
+def test_python_draws_that_begin_late_are_noticed(data):
+    state = {"step": 0}
+
+    class Late(nn.Linear):
+        def forward(self, x):
+            noise = np.random.rand() if state["step"] >= 10 and self.training else 0.0
+            return super().forward(x + noise)
+
+    with pytest.warns(UserWarning, match="draws from the generator of python or numpy"):
+        check(lambda: Late(40, 10), data, steps=30, replay=False, before=lambda step: state.update(step=step))
+
+
+def test_noise_that_begins_late_is_drawn_from_each_seeds_generator(data):
+    scale = [0.0]
+
+    class Late(nn.Linear):
+        def forward(self, x):
+            return super().forward(x + scale[0] * torch.randn_like(x) if scale[0] and self.training else x)
+
+    def before(step):
+        scale[0] = float(step >= 10)
+
+    check(lambda: Late(40, 10), data, replay=False, before=before)
+    check(lambda: Late(40, 10), data, replay=False, before=before, seeds=[3])
+
+
+@pytest.mark.parametrize("replay", [True, False])
+@pytest.mark.filterwarnings("ignore:.*(going on|goes on|not replayed)")
+def test_a_configuration_that_a_module_holds_may_change(data, replay):
+    config = {"scale": 1.0}
+
+    class Scaled(nn.Linear):
+        def __init__(self):
+            super().__init__(40, 10)
+            self.config = config
+
+        def forward(self, x):
+            return super().forward(x) * self.config["scale"]
+
+    check(Scaled, data, replay=replay, before=lambda step: config.update(scale=1.0 if step < 5 else 3.0))
+
+
+class Config:
+    beta = 0.0
+
+
+def penalize(out):
+    return Config.beta * out.pow(2).mean()
+
+
+def penalize_directly(out, y):
+    return F.cross_entropy(out, y) + Config.beta * out.pow(2).mean()
+
+
+def penalize_in_a_helper(out, y):
+    return F.cross_entropy(out, y) + penalize(out)
+
+
+@pytest.mark.parametrize("loss", [penalize_directly, penalize_in_a_helper])
+@pytest.mark.filterwarnings("ignore:.*(goes on|not replayed)")
+def test_an_attribute_of_a_class_may_change_between_two_checks(data, loss):
+    check(
+        linear, data, steps=60, eval_every=60, loss=loss,
+        before=lambda step: setattr(Config, "beta", float(step >= 30)),
+    )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*goes on")
+def test_the_last_step_is_compared(data):
+    """What changes where nothing can see it is found at the end of the training."""
+    hidden = Hidden(0.0)
+    check(
+        linear, data, steps=60, eval_every=60,
+        loss=lambda out, y: F.cross_entropy(out, y) + hidden.value * out.pow(2).mean(),
+        before=lambda step: setattr(hidden, "value", float(step >= 30)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(100, 40), (3, 100, 40)])
+def test_batches_have_the_seeds_in_front(shape):
+    stack = Stack(linear, SEEDS)
+    with pytest.raises(ValueError, match="must have the 2 seeds in front"):
+        stack.backward(torch.zeros(shape), torch.zeros(shape[:-1], dtype=torch.int64))
+    with pytest.raises(ValueError, match="must have the 2 seeds in front"):
+        stack.evaluate(lambda model, x: model(x), torch.zeros(shape))
+
+
+@pytest.mark.filterwarnings("ignore:.*one seed after the other")
+def test_what_a_model_does_to_its_batch_reaches_no_other(data):
+    class Halves(nn.Linear):
+        def forward(self, x):
+            x *= 0.5
+            return super().forward(x)
+
+    check(lambda: Halves(40, 10), data)
+    stack, x = Stack(lambda: Halves(40, 10), SEEDS), split_tensors(data, "_test", 2)[0]
+    before = x.clone()
+    for _ in range(2):
+        first = stack.evaluate(lambda model, x: model(x), x)
+    assert torch.equal(x, before) and torch.equal(first[1], stack.get_module(1)(x[1].clone()))
+
+
+class Counts(nn.Linear):
+    def __init__(self):
+        super().__init__(40, 10)
+        self.seen = {"n": 0}
+
+    def forward(self, x):
+        self.seen["n"] += 1
+        return super().forward(x) / (1 + 0.1 * self.seen["n"])
+
+
+class OwnGenerator(nn.Linear):
+    def __init__(self):
+        super().__init__(40, 10)
+        self.generator = torch.Generator().manual_seed(torch.initial_seed() % 1000)
+
+    def forward(self, x):
+        return super().forward(x + torch.randn(x.shape, generator=self.generator))
+
+
+class FirstBatch(nn.Linear):
+    def __init__(self):
+        super().__init__(40, 10)
+        self.register_buffer("mean", None)
+
+    def forward(self, x):
+        if self.mean is None:
+            self.mean = x.mean(0).detach()
+        return super().forward(x - self.mean)
+
+
+@pytest.mark.filterwarnings("ignore:.*one seed after the other")
+@pytest.mark.parametrize("build", [Counts, OwnGenerator, FirstBatch])
+def test_evaluation_leaves_containers_generators_and_late_buffers_alone(data, build):
+    check(build, data)
+
+
+def test_every_function_that_is_evaluated_is_compared(data):
+    class Probed(nn.Linear):
+        def __init__(self):
+            super().__init__(40, 10)
+            self.probe = torch.randn(40)
+
+    stack, _ = fit(Probed, data, SEEDS, steps=3, batch_size=50)
+    x, _ = split_tensors(data, "_test", 2)
+    ours = stack.evaluate(lambda model, x: x @ model.probe, x)
+    torch.testing.assert_close(ours, torch.stack([x[i] @ stack.modules[i].probe for i in range(2)]))
+    state = torch.get_rng_state()
+    noisy = [stack.evaluate(lambda model, x: model(x + torch.randn_like(x)), x) for _ in range(2)]
+    assert torch.equal(*noisy) and torch.equal(torch.get_rng_state(), state)
+
+
+def test_hooks_of_parameters_are_called(data):
+    def build():
+        model = nn.Linear(40, 10)
+        model.weight.register_hook(lambda grad: grad.clamp(-0.01, 0.01))
+        return model
+
+    with pytest.warns(UserWarning, match="hooks"):
+        check(build, data)
+
+
+def test_modules_that_share_parameters_are_refused(data):
+    shared = nn.Linear(40, 10)
+    with pytest.raises(ValueError, match="share a parameter"):
+        train(lambda: shared, data, 2, steps=1)
+    frozen = nn.Linear(40, 10).requires_grad_(False)  # a backbone that is not trained may be shared
+    check(lambda: nn.Sequential(frozen, nn.Linear(10, 10)), data)
+
+
+def test_one_number_is_no_choice_between_classes(data):
+    loss = nn.BCEWithLogitsLoss()
+    binary = {k: (v > 4).astype(np.int64) if k.startswith("y") else v for k, v in data.items() if k[0] in "xy"}
+    history = train(
+        lambda: nn.Linear(40, 1), binary, SEEDS, steps=3, batch_size=50, loss=lambda out, y: loss(out[:, 0], y.float())
+    )
+    assert history.keys() == {"train_loss", "test_loss"}
+
+
+def test_settings_reach_an_optimizer_that_is_made_by_a_callable(data):
+    named = train(linear, data, 2, steps=5, batch_size=50, optimizer="sgd", learning_rate=0.5, momentum=0.9)
+    ours = train(linear, data, 2, steps=5, batch_size=50, optimizer=torch.optim.SGD, learning_rate=0.5, momentum=0.9)
+    np.testing.assert_allclose(named["train_loss"], ours["train_loss"], rtol=1e-6)
+    for options in ({"optimizer": "adam", "momentum": 0.9}, {"optimizer": torch.optim.Adagrad, "momentum": 0.9}):
+        with pytest.raises(ValueError, match=r"momentum=0.9: must be 0, .*has none"):
+            train(linear, data, 2, steps=1, **options)
+
+
+def test_a_stack_that_runs_one_by_one_goes_back_to_its_beginning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        stack = Stack(Last, SEEDS)
+        first, (x, y) = stack.state_dict(), draw(n=10, steps=1)[0]
+        losses = []
+        for _ in range(2):
+            losses.append(stack.backward(x[:, :, :, None], y % 4))
+            stack.step()
+            stack.load_state_dict(first)
+    assert torch.equal(*losses)

@@ -1,6 +1,7 @@
 """Sweeps: workers, chunks, failures, clusters. One code path on one processor: nothing here depends on rounding."""
 
 import multiprocessing
+import os
 import warnings
 
 import numpy as np
@@ -49,6 +50,28 @@ def fail_for_y(variant, seeds):
     if variant == "y" and 1 in seeds:
         raise KeyError("no such thing")
     return {"seed": np.array(seeds)}
+
+
+def widen(variant, seeds):
+    return np.zeros((len(seeds), 1 + seeds[0] if variant == "ragged" else 1))
+
+
+def test_results_that_do_not_fit_together_are_named_and_kept(monkeypatch):
+    monkeypatch.setenv("JOBS", "1")
+    with pytest.raises(SweepError, match=r"variant 'ragged'.*ValueError") as caught:
+        sweep(widen, ["ragged", "even"], 2, chunk=1)
+    assert [part.shape for part in caught.value.finished["ragged"]] == [(1, 1), (1, 2)]
+    assert caught.value.finished["even"].shape == (2, 1)
+
+
+def test_a_sweep_leaves_the_environment_and_the_processor_as_they_were(monkeypatch):
+    monkeypatch.setenv("JOBS", "1")
+    before, tiny = dict(os.environ), torch.tensor([1e-39])
+    for flush in (True, False):
+        torch.set_flush_denormal(flush)
+        sweep(double, {"x": 2}, 1)
+        assert bool((tiny / 2).item()) != flush
+    assert dict(os.environ) == before
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])

@@ -121,10 +121,19 @@ def test_early_stopping_looks_at_the_validation_set_alone():
         ({"optimizer": "lion"}, "optimizer='lion'"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"batch_size": 10**6}, "batch_size=1000000"),
-        ({"steps": -1}, "steps=-1: must be at least 0"),
-        ({"eval_every": 0}, "eval_every=0: must be at least 1"),
+        ({"steps": -1}, "steps=-1: must be an integer of at least 0"),
+        ({"eval_every": 0}, "eval_every=0: must be an integer of at least 1"),
         ({"seeds": []}, r"seeds=\[\]"),
         ({"learning_rate": [0.1, 0.1]}, "learning_rate: 2 rates for 1 seeds"),
+        ({"learning_rate": "0.1"}, "learning_rate='0.1': must be a number"),
+        ({"steps": 3.0}, "steps=3.0: must be an integer"),
+        ({"batch_size": 50.0}, "batch_size=50.0: must be an integer"),
+        ({"seeds": [0.7, 1.9]}, r"seeds=\[0.7, 1.9\]: must be"),
+        ({"seeds": "12"}, "seeds='12': must be"),
+        ({"seeds": -3}, "seeds=-3: must be"),
+        ({"clip": -1.0}, "clip=-1.0: must be None or a number above 0"),
+        ({"schedule": 0.5}, "schedule=0.5: must be callable"),
+        ({"loss": "mse"}, "loss='mse': must be callable"),
     ],
 )
 def test_bad_options_are_named(data, options, message):
@@ -132,6 +141,25 @@ def test_bad_options_are_named(data, options, message):
         train(MLP, data, **{"steps": 1, "seeds": [0], **options})
     with pytest.raises(ValueError, match="2 datasets for 3 seeds"):
         train(MLP, [data, data], SEEDS, steps=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: {"x": d["x"]}, "data: has no y; must"),
+        (lambda d: {**d, "y": d["y"][:-1]}, "lengths of x, y=.*must be equal"),
+        (lambda d: [d["x"], d["y"]], "data='list': must be a dict"),
+        (lambda d: None, "data='NoneType': must be a dict"),
+    ],
+)
+def test_bad_data_are_named(data, change, message):
+    with pytest.raises(ValueError, match=message):
+        train(MLP, change(data), 1, steps=1)
+
+
+def test_early_stopping_knows_diverged_runs():
+    history = {"val_acc": np.array([[10, 80, np.nan]]), "test_acc": np.array([[10, 75, np.nan]])}
+    assert early_stopped(history).tolist() == [75]
 
 
 def test_a_diverged_seed_is_nan_from_there_on_and_named(data):

@@ -16,6 +16,17 @@ def read_results(path):
     return results if isinstance(results, dict) else None
 
 
+def read_numbers(results):
+    """The numbers of a results file as text, without durations."""
+
+    def drop_durations(value):
+        if isinstance(value, dict):
+            return {key: drop_durations(v) for key, v in value.items() if "seconds" not in key}
+        return value
+
+    return json.dumps(drop_durations(results["numbers"]), indent=1)
+
+
 def read_reference(slug, root):
     """The results of a notebook that the checkout came with, or None.
 

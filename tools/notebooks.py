@@ -10,14 +10,14 @@ from mnist1d import settings
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def read_notebook(slug):
-    """The notebook's cells.
+def read_notebook(slug, root=ROOT):
+    """The cells of a notebook of a checkout.
 
     Returns
     -------
     list of (type, source, tags)
     """
-    cells = json.loads((ROOT / "notebooks" / f"{slug}.ipynb").read_text(encoding="utf-8"))["cells"]
+    cells = json.loads((root / "notebooks" / f"{slug}.ipynb").read_text(encoding="utf-8"))["cells"]
     return [(c["cell_type"], "".join(c["source"]), c["metadata"].get("tags", [])) for c in cells]
 
 

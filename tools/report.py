@@ -150,7 +150,7 @@ def get_core_minutes(r):
 
 
 def is_stale(slug, r, root):
-    return r["code"] != code_digest(slug, root)
+    return code_digest(slug, root) not in (r["code"], r.get("confirmed", {}).get("code"))
 
 
 def format_figures(results, repository, root):

@@ -3,50 +3,112 @@
 import copy
 import functools
 import random
+import types
+from collections import deque
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["copy_module", "freeze_function", "freeze_module", "is_close", "keep_attributes", "keep_random_state"]
+__all__ = [
+    "copy_module", "freeze_function", "freeze_module", "get_python_random", "has_hooks", "identify",
+    "is_close", "keep_attributes", "keep_random_state", "set_python_random",
+]  # fmt: skip
+
+INTERNAL = frozenset(vars(nn.Module()))
 
 # Largest difference between two ways to compute a number, relative to the largest number of its kind in a model.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 
 
+def get_python_random():
+    """The global random states of python and numpy, comparable by ==."""
+    name, keys, *rest = np.random.get_state()
+    return random.getstate(), (name, keys.tobytes(), *rest)
+
+
+def set_python_random(states):
+    """Go back to what :func:`get_python_random` gave."""
+    random.setstate(states[0])
+    name, keys, *rest = states[1]
+    np.random.set_state((name, np.frombuffer(keys, np.uint32), *rest))
+
+
 @contextmanager
 def keep_random_state():
     """Leave the global random states of python, numpy and torch as they were."""
-    states = random.getstate(), np.random.get_state()
+    states = get_python_random()
     with torch.random.fork_rng(devices=[]):
         try:
             yield
         finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
+            set_python_random(states)
 
 
-def copy_module(module):
-    """A deep copy that shares no memory; what pruning or weight norm left in attributes is copied as values."""
+def _is_plain(value, depth=4):
+    """Whether a value is made of numbers, words and containers alone, so that a copy of a module may share it."""
+    if isinstance(value, (int, float, str, bytes, bool, complex, type(None), np.number)):
+        return True
+    if isinstance(value, (list, tuple, set, deque)):
+        return depth > 0 and all(_is_plain(v, depth - 1) for v in value)
+    if isinstance(value, dict):
+        return depth > 0 and all(_is_plain(v, depth - 1) for pair in value.items() for v in pair)
+    is_object = hasattr(value, "__dict__") and not callable(value) and not isinstance(value, (nn.Module, torch.Tensor))
+    return is_object and depth > 0 and _is_plain(vars(value), depth - 1)
+
+
+def _list_attributes(part):
+    """What a module holds besides its parameters, buffers, parts and hooks."""
+    return [value for name, value in vars(part).items() if name not in INTERNAL]
+
+
+def copy_module(module, share=False):
+    """A deep copy that shares no memory; what pruning or weight norm left in attributes is copied as values.
+
+    With `share` it holds the same plain Python objects (a configuration, say), so that their changes reach it.
+    """
     memo = {}
     for part in module.modules():
         for value in [*vars(part).values(), *part._buffers.values()]:
             if isinstance(value, torch.Tensor):
                 memo[id(value)] = value.detach().clone()
+        if share:
+            memo |= {id(v): v for v in _list_attributes(part) if not callable(v) and _is_plain(v)}
     return copy.deepcopy(module, memo)
+
+
+def _keep_contents(value):
+    """A function that gives a container, an object or a generator back what it holds now; None for other values."""
+    if isinstance(value, torch.Generator):
+        return functools.partial(value.set_state, value.get_state())
+    if isinstance(value, (list, deque)):
+        held = copy.deepcopy(value) if _is_plain(value) else type(value)(value)
+        return lambda: (value.clear(), value.extend(held))
+    if isinstance(value, (dict, set)):
+        held = copy.deepcopy(value) if _is_plain(value) else value.copy()
+        return lambda: (value.clear(), value.update(held))
+    if hasattr(value, "__dict__") and not callable(value) and _is_plain(value):
+        return _keep_contents(vars(value))
+    return None
 
 
 @contextmanager
 def keep_attributes(modules):
     """Leave what the modules hold in their attributes, their modes included, as it was."""
-    saved = [(part, dict(vars(part))) for module in modules for part in module.modules()]
+    parts = [part for module in modules for part in module.modules()]
+    saved = [(part, dict(vars(part)), dict(part._buffers)) for part in parts]
+    contents = [restore for part in parts for v in _list_attributes(part) if (restore := _keep_contents(v))]
     try:
         yield
     finally:
-        for part, values in saved:
+        for part, values, buffers in saved:
             vars(part).clear()
             vars(part).update(values)
+            part._buffers.clear()
+            part._buffers.update(buffers)
+        for restore in contents:
+            restore()
 
 
 def _freeze(value, depth=2):
@@ -61,6 +123,8 @@ def _freeze(value, depth=2):
         return freeze_module(value)
     if isinstance(value, np.ndarray) and value.size <= 100:
         return value.tobytes()
+    if isinstance(value, type) and depth and not value.__module__.startswith("torch"):
+        return id(value), tuple((k, v) for k, v in list(vars(value).items())[:100] if isinstance(v, (int, float, str)))
     if depth and hasattr(value, "__dict__") and not isinstance(value, (type, torch.Tensor)) and not callable(value):
         return _freeze(vars(value), depth - 1)
     return id(value)
@@ -76,10 +140,10 @@ def freeze_module(module):
     )
 
 
-def freeze_function(function):
-    """What a function may read besides its arguments: its closure, the globals that it names, its object."""
+def freeze_function(function, depth=1):
+    """What a function, and those that it calls, may read besides arguments: closures, globals named there, objects."""
     if isinstance(function, functools.partial):
-        return freeze_function(function.func), _freeze((function.args, function.keywords))
+        return freeze_function(function.func, depth), _freeze((function.args, function.keywords))
     if isinstance(function, nn.Module):
         return freeze_module(function)
     if (getattr(function, "__module__", None) or "").partition(".")[0] == "torch":
@@ -87,9 +151,24 @@ def freeze_function(function):
     code = getattr(function, "__code__", None)
     if code is None:
         return _freeze(getattr(function, "__self__", None)), _freeze(getattr(function, "__dict__", None))
-    cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
+    cells = _read_cells(function)
     read = [function.__globals__[name] for name in code.co_names if name in function.__globals__]
-    return tuple(_freeze(value) for value in [*cells, *read, getattr(function, "__self__", None)])
+    called = [freeze_function(f, depth - 1) for f in [*cells, *read] if depth and isinstance(f, types.FunctionType)]
+    return tuple(_freeze(value) for value in [*cells, *read, getattr(function, "__self__", None)]), *called
+
+
+def identify(function):
+    """What tells one function from another, for the keys of a dict: its code and what it encloses."""
+    code = getattr(function, "__code__", None)
+    return function if code is None else (code, tuple(map(_freeze, _read_cells(function))))
+
+
+def _read_cells(function):
+    return [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
+
+
+def has_hooks(parameter):
+    return bool(parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None))
 
 
 def _is_filled(cell):

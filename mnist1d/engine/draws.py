@@ -41,9 +41,8 @@ class Draws(TorchDispatchMode):
             shape = value.shape if isinstance(value, torch.Tensor) else value
             return len(shape) > 0 and shape[0] == n
 
-        is_sized = isinstance(args[0] if args else None, torch.Tensor | list)
         sizes = [arg for arg in args if isinstance(arg, torch.Tensor | list)]
-        if not (is_sized or sizes) or not all(has_axis(arg) for arg in sizes):
+        if not sizes or not all(has_axis(arg) for arg in sizes):
             raise RefusedError(f"{function} draws numbers that belong to no model")
         outs = []
         before = torch.get_rng_state()

@@ -1,6 +1,7 @@
 """The optimisers of a stack: one for all models where a step treats every number by itself, else one each."""
 
 import copy
+import numbers
 
 import numpy as np
 import torch
@@ -27,22 +28,40 @@ class Optimizers:
     """
 
     def __init__(self, modules, params, optimizer, learning_rate, momentum, weight_decay):
+        rates = learning_rate if np.ndim(learning_rate) else [learning_rate]
+        if not all(rate is None or isinstance(rate, numbers.Real | torch.Tensor) for rate in rates):
+            raise ValueError(f"learning_rate={learning_rate!r}: must be a number, or one for each seed")
         if np.ndim(learning_rate) and len(learning_rate) != len(modules):
             raise ValueError(f"learning_rate: {len(learning_rate)} rates for {len(modules)} seeds; must be one each")
-        if isinstance(optimizer, str) and optimizer not in ("adam", "sgd"):
+        if not callable(optimizer) and optimizer not in ("adam", "sgd"):
             raise ValueError(f"optimizer={optimizer!r}: must be 'adam', 'sgd' or a callable of parameters")
+        if momentum and optimizer == "adam":
+            raise ValueError(f"momentum={momentum!r}: must be 0, 'adam' has none")
         self._modules, self._params = modules, params
         self._wanted = optimizer, learning_rate, momentum, weight_decay
-        first = self._build(0)
-        if not isinstance(first, torch.optim.Optimizer):
-            raise ValueError(f"optimizer: made a {type(first).__name__}; must make a torch.optim.Optimizer")
-        self._shared = type(first) in ELEMENTWISE and not np.ndim(learning_rate)
+        each = [self._build(i) for i in range(len(modules))]
+        self._shared = not np.ndim(learning_rate) and self._can_share(each)
         if self._shared:
             whole = {id(p): params[name] for name, p in modules[0].named_parameters()}
-            groups = [{**g, "params": [whole[id(p)] for p in g["params"]]} for g in first.param_groups]
-            self._set([type(first)(groups)])
+            groups = [{**g, "params": [whole[id(p)] for p in g["params"]]} for g in each[0].param_groups]
+            self._set([type(each[0])(groups)])
         else:
-            self._set([first, *map(self._build, range(1, len(modules)))])
+            self._set(each)
+
+    def _can_share(self, each):
+        """Whether one optimiser does what those of all models do: alike in every option, with nothing of their own."""
+
+        def describe(optimizer, module):
+            names = {id(p): name for name, p in module.named_parameters()}
+            groups = [{**g, "params": [names[id(p)] for p in g["params"]]} for g in optimizer.param_groups]
+            return type(optimizer), repr(groups)
+
+        def is_bare(optimizer):  # no state that it began with, no hooks, no method put over its own
+            hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+            return not (optimizer.state or hooks or "step" in vars(optimizer))
+
+        kinds = {describe(optimizer, module) for optimizer, module in zip(each, self._modules, strict=True)}
+        return len(kinds) == 1 and type(each[0]) in ELEMENTWISE and all(map(is_bare, each))
 
     def _set(self, optimizers):
         self._optimizers = optimizers
@@ -55,9 +74,16 @@ class Optimizers:
         rate = float(learning_rate[i]) if np.ndim(learning_rate) else learning_rate
         if not isinstance(optimizer, str):
             opt = optimizer(params)
-            for group in getattr(opt, "param_groups", []) if np.ndim(learning_rate) else []:
-                group["lr"] = rate
+            if not isinstance(opt, torch.optim.Optimizer):
+                raise ValueError(f"optimizer: made a {type(opt).__name__}; must make a torch.optim.Optimizer")
+            given = {"lr": rate, "momentum": momentum or None, "weight_decay": weight_decay or None}
+            for group in opt.param_groups:
+                for name, value in given.items():
+                    if value is not None and name not in group:
+                        raise ValueError(f"{name}={value!r}: must be 0, {type(opt).__name__} has none")
+                group |= {name: value for name, value in given.items() if value is not None}
             return opt
+        rate = 1e-2 if rate is None else rate
         fused = all(p.is_floating_point() for p in params) or None
         if optimizer == "sgd":
             return torch.optim.SGD(params, lr=rate, momentum=momentum, weight_decay=weight_decay, fused=fused)
@@ -106,5 +132,17 @@ class Optimizers:
         """Go on where :meth:`state_dict` was taken."""
         if not state["shared"]:
             self.split()
-        for opt, saved in zip(self._optimizers, state["each"], strict=True):
-            opt.load_state_dict(copy.deepcopy(saved))
+        each = copy.deepcopy(state["each"])
+        if state["shared"] and not self._shared:  # since then the models have been split up
+            each = [self._take(each[0], i) for i in range(len(self._modules))]
+        for opt, saved in zip(self._optimizers, each, strict=True):
+            opt.load_state_dict(saved)
+
+    def _take(self, shared, i):
+        """Model i's part of a shared optimiser's state."""
+
+        def take(value):
+            return value[i] if isinstance(value, torch.Tensor) and value.ndim else copy.deepcopy(value)
+
+        state = {p: {key: take(value) for key, value in values.items()} for p, values in shared["state"].items()}
+        return {"state": state, "param_groups": copy.deepcopy(shared["param_groups"])}

@@ -8,7 +8,7 @@ cannot (a module reads values, `vmap` does not know an operation, the results di
 import copy
 import os
 import warnings
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -21,9 +21,13 @@ from mnist1d.engine.checks import (
     copy_module,
     freeze_function,
     freeze_module,
+    get_python_random,
+    has_hooks,
+    identify,
     is_close,
     keep_attributes,
     keep_random_state,
+    set_python_random,
 )
 from mnist1d.engine.draws import Draws
 from mnist1d.engine.kernels import find_layers, swapped
@@ -39,6 +43,10 @@ MAX_RECORDINGS = 4
 
 class ReplayError(RuntimeError):
     """A replayed step differs from autograd, some steps after the last comparison at which it did not."""
+
+
+class _PythonDrawsError(RuntimeError):
+    """A step draws random numbers outside of torch, where models that are computed together cannot."""
 
 
 class _Objective(nn.Module):
@@ -68,10 +76,10 @@ class Stack:
         ``objective(model, *batch)`` returns one model's scalar loss; by default ``loss(model(x), y)``.
     optimizer : {"adam", "sgd"} or callable
         A callable maps one model's parameters to a ``torch.optim.Optimizer``.
-    learning_rate : float or sequence of float
-        One for all, or one per seed. With a callable `optimizer` only a sequence counts, in place of its own.
+    learning_rate : float or sequence of float, optional
+        One for all, or one per seed; of every group of parameters. By default 0.01, or what a callable sets.
     momentum, weight_decay : float
-        Of the optimisers that are given by name.
+        By default 0, or what a callable sets; an optimiser that has none is an error.
     state : dict, optional
         Name to tensor [seed, ...]: initial parameters and buffers in place of what `build` drew.
     device : torch.device or str
@@ -85,9 +93,15 @@ class Stack:
     params, buffers : dict of str to Tensor
         The state of all models, [seed, ...]. Change it in place.
     grads : dict of str to (Tensor or None)
-        What the last :meth:`backward` left, [seed, ...]; change it in place before :meth:`step`.
+        What the last :meth:`backward` left, [seed, ...]; change it in place before :meth:`step`. It is yours to
+        keep, as to add up those of several batches.
     stacked : bool or None
         Whether the models are computed together; None before the first batch.
+    check_next : bool
+        Compare the next replay with autograd. True before the last step of a loop, a change that no replay sees is
+        found wherever it came.
+    reuse_grads : bool
+        Whether the next :meth:`backward` may write over `grads`: spares a copy.
     """
 
     def __init__(
@@ -98,7 +112,7 @@ class Stack:
         loss=F.cross_entropy,
         objective=None,
         optimizer="adam",
-        learning_rate=1e-2,
+        learning_rate=None,
         momentum=0.0,
         weight_decay=0.0,
         state=None,
@@ -107,8 +121,12 @@ class Stack:
         replay=None,
     ):
         self.seeds = [int(seed) for seed in seeds]
+        if not self.seeds:
+            raise ValueError("seeds=[]: must hold at least one seed")
+        if not callable(objective or loss):
+            raise ValueError(f"loss={objective or loss!r}: must be callable, as F.cross_entropy is")
         self.loss, self.objective = loss, objective
-        self.modules, self._rng = [], []
+        self.modules, self._rng, self._python_rng = [], [], []
         with keep_random_state():
             for i, seed in enumerate(self.seeds):
                 set_seed(seed)
@@ -119,18 +137,25 @@ class Stack:
                 if any(is_lazy(p) for p in [*module.parameters(), *module.buffers()]):
                     if example is None:
                         raise ValueError("build: the module is lazy; pass a batch as `example`")
+                    modes = [(part, part.training) for part in module.modules()]
                     with torch.no_grad():
                         module.eval()(example[0][i])
-                    module.train()
+                    for part, mode in modes:
+                        part.training = mode
                 self.modules.append(module)
                 self._rng.append(torch.get_rng_state())
+                self._python_rng.append(get_python_random())
+        owners = [id(p) for module in self.modules for p in module.parameters() if p.requires_grad]
+        if len(set(owners)) < len(owners):
+            raise ValueError("build: returned modules that share a parameter; must make a new one at every call")
         self.params = self._stack("named_parameters")
         self.buffers = self._stack("named_buffers")
         self._load(state or {})
         self.grads = dict.fromkeys(self.params)
         self.stacked = None
         self._template = self._layers = None
-        self._draws, self._was_evaluated, self._evaluates_together = None, False, True
+        self._draws, self._evaluates_together = None, {}  # the latter by the function that is evaluated
+        self.check_next, self.reuse_grads = False, False
         self._replay = os.environ.get("MNIST1D_REPLAY", "1") != "0" if replay is None else replay
         self._recordings, self._since_check, self.checked, self._outside = {}, 0, 0, None
         self.optimizers = Optimizers(self.modules, self.params, optimizer, learning_rate, momentum, weight_decay)
@@ -159,6 +184,7 @@ class Stack:
     def _load(self, state):
         known = {**self.params, **self.buffers}
         for name, value in state.items():
+            value = torch.as_tensor(value)
             if name not in known:
                 raise ValueError(f"state: has {name!r}; must be among {', '.join(known)}")
             if value.shape != known[name].shape:
@@ -189,6 +215,7 @@ class Stack:
             "buffers": {name: t.clone() for name, t in self.buffers.items()},
             "optimizers": self.optimizers.state_dict(),
             "random": [state.clone() for state in self._rng],
+            "python_random": list(self._python_rng),
         }
 
     def load_state_dict(self, state):
@@ -196,6 +223,7 @@ class Stack:
         self._load({**state["params"], **state["buffers"]})
         self.optimizers.load_state_dict(state["optimizers"])
         self._rng[:] = [s.clone() for s in state["random"]]
+        self._python_rng[:] = state["python_random"]
 
     def __getstate__(self):
         """Without recordings, which whoever reads it makes anew."""
@@ -226,9 +254,18 @@ class Stack:
     def _compute_again(self, i):
         """Loss and gradients of model i on the last batch, for an optimiser that asks for them within its step."""
         self.modules[i].zero_grad()
-        loss = self.compute_loss(self.modules[i], *(t[i] for t in self._batch))
-        loss.backward()
+        with keep_random_state(), self._random_of(i):
+            loss = self.compute_loss(self.modules[i], *(t[i].clone() for t in self._batch))
+            loss.backward()
         return loss
+
+    @contextmanager
+    def _random_of(self, i):
+        """In the random states of model i, which go on from here the next time."""
+        torch.set_rng_state(self._rng[i])
+        set_python_random(self._python_rng[i])
+        yield
+        self._rng[i], self._python_rng[i] = torch.get_rng_state(), get_python_random()
 
     def clip(self, max_norm):
         """Scale each model's gradient to a norm of at most `max_norm`, as ``clip_grad_norm_`` does.
@@ -253,23 +290,26 @@ class Stack:
             return self.objective(module, *batch)
         return self.loss(module(batch[0]), *batch[1:])
 
+    def _backward_one(self, i, module, batch):
+        module.zero_grad()
+        with self._random_of(i):
+            # A copy: what a model does to its batch in place must not reach the next one.
+            loss = self.compute_loss(module, *(t[i].clone() for t in batch))
+            if not isinstance(loss, torch.Tensor) or loss.ndim:
+                what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else repr(loss)
+                raise ValueError(f"loss: returned {what}; must return a scalar tensor, the mean over a batch")
+            if not loss.requires_grad:
+                raise ValueError("loss: does not depend on any parameter that requires a gradient")
+            loss.backward()
+        self._sync_buffers(i)
+        return loss.detach()
+
     def _backward_plain(self, batch):
         """Losses and gradients of every model, each by itself, exactly as a loop would compute them."""
         losses = []
         with keep_random_state():
             for i, module in enumerate(self.modules):
-                torch.set_rng_state(self._rng[i])
-                module.zero_grad()
-                loss = self.compute_loss(module, *(t[i] for t in batch))
-                if not isinstance(loss, torch.Tensor) or loss.ndim:
-                    what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else repr(loss)
-                    raise ValueError(f"loss: returned {what}; must return a scalar tensor, the mean over a batch")
-                if not loss.requires_grad:
-                    raise ValueError("loss: does not depend on any parameter that requires a gradient")
-                loss.backward()
-                losses.append(loss.detach())
-                self._rng[i] = torch.get_rng_state()
-                self._sync_buffers(i)
+                losses.append(self._backward_one(i, module, batch))
         named = [dict(module.named_parameters()) for module in self.modules]
         with torch.no_grad():
             self.grads = {}
@@ -321,7 +361,8 @@ class Stack:
         if self._is_cross_entropy() and batch[1].ndim == 2 and not batch[1].is_floating_point():
             logits, after = self._call(lambda module, x: module(x), params, self.buffers, batch[0])
             # With the classes on the middle axis the softmax runs along examples, and twice as fast.
-            losses = F.cross_entropy(logits.transpose(1, 2), batch[1], reduction="none").mean(1)
+            each = F.cross_entropy(logits.transpose(1, 2), batch[1], reduction="none")
+            losses = each.sum(1) / (batch[1] != -100).sum(1)  # its ignore_index
         else:
             losses, after = self._call(self.compute_loss, params, self.buffers, *batch)
         grads = torch.autograd.grad(losses, list(trained.values()), torch.ones_like(losses), allow_unused=True)
@@ -330,19 +371,34 @@ class Stack:
                 if after[name].data_ptr() != buffer.data_ptr():
                     buffer.copy_(after[name].detach())
         self._used = [name for name, grad in zip(trained, grads, strict=True) if grad is not None]
-        grads = [grad for grad in grads if grad is not None]
-        return [losses.detach(), *(grad.resolve_conj().resolve_neg().contiguous() for grad in grads)]
+        grads = [grad.resolve_conj().resolve_neg().contiguous() for grad in grads if grad is not None]
+        places = [grad.data_ptr() for grad in grads]  # of a sum autograd gives both terms the same tensor
+        grads = [grad.clone() if places[i] in places[:i] else grad for i, grad in enumerate(grads)]
+        return [losses.detach(), *grads]
 
     def _get_python_state(self):
         """What a recording would never see change."""
         return freeze_module(self._template), freeze_function(self.objective or self.loss)
 
     def _run_together(self, batch):
+        before, state, python = self._save_inner(), torch.get_rng_state(), get_python_random()
         with self._draws or nullcontext():
-            return self._backward_together(*batch)
+            results = self._backward_together(*batch)
+        if python != get_python_random():
+            set_python_random(python)
+            self._restore_inner(before)
+            raise _PythonDrawsError("it draws from the generator of python or numpy")
+        if torch.equal(state, torch.get_rng_state()):
+            return results
+        torch.set_rng_state(state)  # it has begun to draw: again, each model from its own generator
+        self._restore_inner(before)
+        self._draws = Draws(self._rng)
+        return self._run_together(batch)
 
     def _keep(self, results):
         losses, *grads = results
+        if self._recordings and not self.reuse_grads:  # the next replay writes over them
+            grads = [grad.clone() for grad in grads]
         self.grads = dict.fromkeys(self.params) | dict(zip(self._used, grads, strict=True))
         return losses
 
@@ -356,18 +412,24 @@ class Stack:
 
     def _decide(self, batch):
         """Compute the first batch in both ways; go on together if they agree."""
-        try:
-            self._template = copy_module(self.modules[0])
-            self._layers = find_layers(self._template)
-        except RuntimeError as error:
-            self._template = None
-            reason = str(error)
-        before = self._save_inner()
+        reason, before, python = "", self._save_inner(), (freeze_module(self.modules[0]), list(self._python_rng))
         losses = self._backward_plain(batch)  # an error here is the user's own
+        if python[0] != freeze_module(self.modules[0]):
+            reason = "the module counts or remembers in Python"
+        elif python[1] != self._python_rng:
+            reason = "it draws from the generator of python or numpy"
+        elif any(has_hooks(p) for p in self.modules[0].parameters()):
+            reason = "its parameters have hooks"
+        else:
+            try:
+                self._template = copy_module(self.modules[0], share=True)
+                self._layers = find_layers(self._template)
+            except RuntimeError as error:
+                self._template, reason = None, str(error)
         plain = [losses, *(self.grads[name] for name in self.params if self.grads[name] is not None)]
         names, after = [n for n in self.params if self.grads[n] is not None], self._save_inner()
         self.stacked = False
-        if self._template is None:
+        if reason:
             return self._explain(reason, losses)
         if any(not torch.equal(a, b) for a, b in zip(before[1], after[1], strict=True)):
             self._draws = Draws(self._rng)
@@ -403,7 +465,8 @@ class Stack:
         twin._draws = None if self._draws is None else Draws(twin._rng)
         twin.modules = [copy_module(module).double() for module in self.modules]
         twin.params, twin.buffers = twin._stack("named_parameters"), twin._stack("named_buffers")
-        twin._template = copy_module(twin.modules[0])
+        twin._python_rng = list(self._python_rng)
+        twin._template = copy_module(twin.modules[0], share=True)
         twin._layers = find_layers(twin._template)
         batch = [t.double() if t.is_floating_point() else t for t in batch]
         before = twin._save_inner()
@@ -445,7 +508,7 @@ class Stack:
             replay, uses = self._recordings[key]
             outside = freeze_function(self.objective or self.loss)
             has_changed, self._outside = outside != self._outside, outside
-            if uses > 2 and uses % CHECK_EVERY and not has_changed:
+            if uses > 2 and uses % CHECK_EVERY and not (has_changed or self.check_next):
                 self._since_check += 1
                 return replay(*batch)
             if has_changed:  # whatever it means, until now the replays were right
@@ -487,6 +550,11 @@ class Stack:
         warnings.warn(f"training steps are not replayed, which is slower: {reason}", stacklevel=5)
         return results
 
+    def _check_batch(self, batch):
+        if any(t.ndim == 0 or len(t) != len(self) for t in batch):
+            shapes = ", ".join(str(tuple(t.shape)) for t in batch)
+            raise ValueError(f"batch: has shapes {shapes}; must have the {len(self)} seeds in front")
+
     def backward(self, *batch):
         """Losses of all models on a batch; their gradients are in `grads` afterwards.
 
@@ -506,42 +574,59 @@ class Stack:
         ReplayError
             If the module or loss has read, since some steps, what a replay cannot see.
         """
+        self._check_batch(batch)
         self._batch = batch
         if self.stacked is None:
             return self._decide(batch)
         if not self.stacked:
             return self._backward_plain(batch)
-        if self._replay:
-            return self._keep(self._backward_replayed(batch)).clone()
-        return self._keep(self._run_together(batch))
+        try:
+            if self._replay:
+                return self._keep(self._backward_replayed(batch)).clone()
+            return self._keep(self._run_together(batch))
+        except _PythonDrawsError as error:
+            steps, self._since_check = self._since_check, 0
+            self.stacked, self._replay, self._recordings = False, False, {}
+            self._explain(str(error), None)
+            if steps:
+                raise ReplayError(f"{error}, which {steps} replayed steps have not done") from None
+            return self._backward_plain(batch)
 
     def _evaluate_plain(self, function, batch):
         outs = []
         with keep_random_state():
             for i, module in enumerate(self.modules):
-                torch.set_rng_state(self._rng[i])
-                outs.append(function(module.eval(), *(t[i] for t in batch)))
-                self._rng[i] = torch.get_rng_state()
+                with self._random_of(i):
+                    outs.append(function(module.eval(), *(t[i].clone() for t in batch)))
                 self._sync_buffers(i)
         return tree_map(lambda *parts: torch.stack([torch.as_tensor(part) for part in parts]), *outs)
 
     def _evaluate(self, function, batch, saved):
         """All models together if that works and, the first time, gives what they give one by one."""
-        if not self._evaluates_together or not self.stacked:
+        key = identify(function)
+        if not self.stacked or not self._evaluates_together.get(key, True):
             return self._evaluate_plain(function, batch)
         self._template.eval()
+        random_states = torch.get_rng_state(), get_python_random()
         try:
             with self._draws or nullcontext():
                 together, _ = self._call(function, self.params, copy.deepcopy(self.buffers), *batch)
         except Exception:  # whatever vmap cannot; the plain way tells whether it is the user's error
-            self._evaluates_together = False
+            self._evaluates_together[key] = False
             return self._evaluate_plain(function, batch)
-        if not self._was_evaluated:
+        if not torch.equal(random_states[0], torch.get_rng_state()) or random_states[1] != get_python_random():
+            # It draws from what all models share: each from its own instead.
+            torch.set_rng_state(random_states[0])
+            set_python_random(random_states[1])
+            self._evaluates_together[key] = False
+            self._restore_inner(saved)
+            return self._evaluate_plain(function, batch)
+        if key not in self._evaluates_together:
             self._restore_inner(saved)
             plain = self._evaluate_plain(function, batch)
             pairs = zip(tree_leaves(together), tree_leaves(plain), strict=True)
-            self._was_evaluated, self._evaluates_together = True, all(is_close(a, b) for a, b in pairs)
-            return together if self._evaluates_together else plain
+            self._evaluates_together[key] = all(is_close(a, b) for a, b in pairs)
+            return together if self._evaluates_together[key] else plain
         return together
 
     @torch.no_grad()
@@ -558,9 +643,13 @@ class Stack:
         -------
         Tensor, shape (seed, ...), or the structure of such
         """
-        saved = self._save_inner()
+        self._check_batch(batch)
+        # What a function does to its batch in place stays here; an axis that all models share is copied once.
+        batch = [t[:1].clone().expand_as(t) if t.stride(0) == 0 else t.clone() for t in batch]
+        saved, python = self._save_inner(), list(self._python_rng)
         try:
             with keep_attributes([*self.modules, *([self._template] if self._template else [])]):
                 return self._evaluate(function, batch, saved)
         finally:
             self._restore_inner(saved)
+            self._python_rng[:] = python

@@ -1,0 +1,75 @@
+"""Results are confirmed where the old and the new package give the same numbers, and nowhere else."""
+
+import json
+
+import pytest
+
+import confirm
+from mnist1d.results import code_digest
+from notebooks import ROOT
+
+
+def write_checkout(root, gain, cell="data = translate(x)"):
+    """A checkout of one notebook and a package of one function."""
+    for folder in ("notebooks", "figures", "mnist1d", "build/quick"):
+        (root / folder).mkdir(parents=True)
+    (root / "mnist1d" / "transform.py").write_text(f"def translate(x):\n    return {gain} * x\n", encoding="utf-8")
+    cells = [{"cell_type": "code", "source": [cell], "metadata": {}}]
+    (root / "notebooks" / "pooling.ipynb").write_text(json.dumps({"cells": cells}), encoding="utf-8")
+    return root
+
+
+def write_results(root, folder, **results):
+    (root / folder / "pooling.json").write_text(json.dumps({"slug": "pooling", **results}), encoding="utf-8")
+
+
+@pytest.fixture
+def checkouts(tmp_path):
+    """Two packages that differ, the results of the older one, and a quick run of each with the same numbers."""
+    old, new = write_checkout(tmp_path / "old", "2"), write_checkout(tmp_path / "new", "2.0")
+    write_results(new, "figures", profile="paper", code=code_digest("pooling", old), numbers={"a": 1.5})
+    for root, seconds in ((old, 1), (new, 2)):
+        numbers = {"a": [1.0, 2.0], "seconds": seconds}
+        write_results(root, "build/quick", code=code_digest("pooling", root), numbers=numbers)
+    return old, new
+
+
+def read(root):
+    return json.loads((root / "figures" / "pooling.json").read_text(encoding="utf-8"))
+
+
+def test_equal_numbers_confirm(checkouts):
+    old, new = checkouts
+    assert confirm.list_candidates(old, new, ["pooling"]) == ["pooling"]
+    before = read(new)
+    assert confirm.confirm("pooling", old, new, "quick")
+    after = read(new)
+    assert after.pop("confirmed") == {"code": code_digest("pooling", new), "profile": "quick"} and after == before
+    assert confirm.list_candidates(new, new, ["pooling"]) == []  # nothing has changed since then
+
+
+def test_other_numbers_or_runs_of_other_code_do_not(checkouts):
+    old, new = checkouts
+    before = read(new)
+    for code, numbers in ((code_digest("pooling", new), {"a": [1.0, 2.5]}), ("another", {"a": [1.0, 2.0]})):
+        write_results(new, "build/quick", code=code, numbers=numbers)
+        assert not confirm.confirm("pooling", old, new, "quick")
+    (new / "build/quick/pooling.json").unlink()
+    assert not confirm.confirm("pooling", old, new, "quick")
+    assert read(new) == before
+
+
+def test_another_cell_or_results_of_other_code_are_no_candidates(checkouts, tmp_path):
+    old, _ = checkouts
+    new = write_checkout(tmp_path / "newer", "2.0", cell="data = translate(3 * x)")
+    write_results(new, "figures", profile="paper", code=code_digest("pooling", old), numbers={})
+    assert confirm.list_candidates(old, new, ["pooling"]) == []
+    new = write_checkout(tmp_path / "newest", "2.0")
+    write_results(new, "figures", profile="paper", code="of long ago", numbers={})
+    assert confirm.list_candidates(old, new, ["pooling"]) == []
+
+
+def test_an_unknown_revision_is_an_error(capfd):
+    with pytest.raises(SystemExit, match=r"^revision='no such': must be known to git"):
+        confirm.main(["no such"])
+    assert (ROOT / "figures").is_dir()

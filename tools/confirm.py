@@ -1,0 +1,89 @@
+"""Confirm the committed results after a change of the package that moves no number.
+
+Results are those of the code that made them, by its digest, and a full run of all notebooks takes hours. A change
+that is meant to leave all numbers alone, in the engine say, can be shown to do so in minutes: notebooks whose cells
+have not changed are run in a short profile with the package of a revision and with that of today, on one machine.
+Where every number is the same to the last digit, the results of the revision's code are confirmed as today's.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+from agreement import read_numbers, read_results
+from mnist1d.results import code_digest
+from mnist1d.utils import open_for_rename
+from notebooks import read_notebook
+from run_notebooks import ROOT, list_slugs
+
+
+def read_code(slug, root):
+    return [source for kind, source, _ in read_notebook(slug, root) if kind == "code"]
+
+
+def list_candidates(old, new, slugs):
+    """The notebooks whose results belong to the old package and whose cells are the same in both."""
+    found = []
+    for slug in slugs:
+        results = read_results(new / "figures" / f"{slug}.json") or {}
+        before, after = code_digest(slug, old), code_digest(slug, new)
+        is_theirs = before in (results.get("code"), results.get("confirmed", {}).get("code"))
+        if is_theirs and before != after and read_code(slug, old) == read_code(slug, new):
+            found.append(slug)
+    return found
+
+
+def run(root, slugs, profile):
+    """Run notebooks of a checkout, with its own package."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "tools")])}
+    command = [sys.executable, "tools/run_notebooks.py", "--profile", profile, *slugs]
+    subprocess.run(command, check=False, cwd=root, env=environment)  # what has no results is not confirmed
+
+
+def confirm(slug, old, new, profile):
+    """Mark the results of one notebook if both runs have the same numbers; whether they have."""
+    theirs, ours = (read_results(root / "build" / profile / f"{slug}.json") for root in (old, new))
+    if None in (theirs, ours) or theirs["code"] != code_digest(slug, old) or ours["code"] != code_digest(slug, new):
+        return False
+    if read_numbers(theirs) != read_numbers(ours):
+        return False
+    path = new / "figures" / f"{slug}.json"
+    results = read_results(path)
+    confirmed = {"code": ours["code"], "profile": profile}
+    before = {"slug": results["slug"], "code": results["code"], "confirmed": confirmed}
+    with open_for_rename(path, "w") as file:
+        json.dump(before | {k: v for k, v in results.items() if k not in before}, file, indent=1)
+        file.write("\n")
+    return True
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("revision", help="of git: the package that the committed results belong to")
+    parser.add_argument("slugs", nargs="*", help="notebooks; by default all")
+    parser.add_argument("--profile", choices=["quick", "smoke"], default="quick")
+    options = parser.parse_args(arguments)
+    known = ["git", "-C", str(ROOT), "rev-parse", "--verify", "--quiet", f"{options.revision}^{{commit}}"]
+    if subprocess.run(known, check=False, capture_output=True).returncode:
+        raise SystemExit(f"revision={options.revision!r}: must be known to git")
+    old = ROOT / "build" / "confirm"
+    shutil.rmtree(old, ignore_errors=True)
+    subprocess.run(["git", "clone", "--quiet", "--no-checkout", str(ROOT), str(old)], check=True)
+    subprocess.run(["git", "-C", str(old), "checkout", "--quiet", options.revision], check=True)
+    slugs = list_candidates(old, ROOT, options.slugs or list_slugs(ROOT))
+    if not slugs:
+        print("no results of that revision's package are left to confirm")
+        return 0
+    for root in (old, ROOT):
+        run(root, slugs, options.profile)
+    outcomes = {slug: confirm(slug, old, ROOT, options.profile) for slug in slugs}
+    for slug, same in outcomes.items():
+        print(f"{slug}: {'the same numbers, confirmed' if same else 'not confirmed'}")
+    return 0 if all(outcomes.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
