@@ -591,6 +591,16 @@ def test_noise_that_begins_late_is_drawn_from_each_seeds_generator(data):
     check(lambda: Late(40, 10), data, replay=False, before=before, seeds=[3])
 
 
+@pytest.mark.filterwarnings("ignore:.*one seed after the other")
+def test_a_module_that_seeds_torch_itself_trains_as_in_a_plain_loop(data):
+    class Reseeds(nn.Linear):
+        def forward(self, x):
+            torch.manual_seed(7)
+            return super().forward(x + 0.1 * torch.randn_like(x))
+
+    check(lambda: Reseeds(40, 10), data)
+
+
 @pytest.mark.parametrize("replay", [True, False])
 @pytest.mark.filterwarnings("ignore:.*(going on|goes on|not replayed)")
 def test_a_configuration_that_a_module_holds_may_change(data, replay):

@@ -390,8 +390,10 @@ class Stack:
             raise _PythonDrawsError("it draws from the generator of python or numpy")
         if torch.equal(state, torch.get_rng_state()):
             return results
-        torch.set_rng_state(state)  # it has begun to draw: again, each model from its own generator
-        self._restore_inner(before)
+        torch.set_rng_state(state)
+        if self._draws is not None:  # a seed that the module sets itself, say
+            return results
+        self._restore_inner(before)  # it has begun to draw: again, each model from its own generator
         self._draws = Draws(self._rng)
         return self._run_together(batch)
 
