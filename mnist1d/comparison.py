@@ -303,7 +303,7 @@ def _check_arms(arms, tune, budget):
     return checked
 
 
-def _try_arms(checked, data, validation):
+def _try_arms(checked, data, validation, seeds):
     """Build and evaluate every arm with every value that it may choose, without a step: what is bad is said first."""
     is_val = draw_validation(data["y"], validation, np.random.default_rng(0))
     for name, (arm, grid) in checked.items():
@@ -311,10 +311,14 @@ def _try_arms(checked, data, validation):
         part = {k: data[k][~is_val] if grid else data[k] for k in "xy"}
         first = {k: values[0] for k, values in grid.items()}
         for one in [{}, *({k: value} for k, values in grid.items() for value in values[1:])]:
+            tried = arm | first | one | {"steps": 0, "eval_every": 1}
             try:
-                _train(arm | first | one | {"steps": 0, "eval_every": 1}, part, [0])
+                _train(tried, part, seeds if np.ndim(tried.get("learning_rate")) else seeds[:1])
             except ValueError as error:
                 raise ValueError(f"arms: {name!r}: {error}") from error
+            except Exception as error:
+                error.add_note(f"in the arm {name!r}")
+                raise
 
 
 def _warn_of_edges(arm, grid, chosen):
@@ -393,7 +397,7 @@ def compare(
         raise ValueError(f"seeds={seeds}: must be two or more, all different and none of {tuned_on}")
     checked, datasets = _check_arms(arms, tune, budget), _list_datasets(data)
     for dataset in datasets.values():
-        _try_arms(checked, dataset, validation)
+        _try_arms(checked, dataset, validation, seeds)
     variants = {
         (name, arm): (arm, options, grid, dataset, validation, tuned_on, cache)
         for name, dataset in datasets.items()

@@ -125,7 +125,7 @@ def _nearest(name, cutoff):
 def _read_args(args, changes):
     """A dict of every argument, from None, a mapping or any object with attributes, and from keywords."""
     given = {}
-    if isinstance(args, Mapping):
+    if isinstance(args, Mapping) and not any(hasattr(args, name) for name in DEFAULTS):
         given = dict(args)
     elif args is not None:
         # Whatever else an object holds is not touched: it may be costly, or fail.
@@ -134,8 +134,10 @@ def _read_args(args, changes):
                 given[name] = getattr(args, name)
             except (AttributeError, KeyError):
                 continue
-        values = (numbers.Number, str, bytes, list, tuple, set, np.ndarray)
-        require(given or not isinstance(args, values), "args", args, "an object with attributes, or a mapping")
+        require(given, "args", args, "a mapping, or an object with at least one argument as its attribute")
+        for name in given.keys() - DEFAULTS.keys() if not isinstance(args, ObjectView) else ():
+            if given[name]:  # code written for 0.0.2 may mean something of its own by it
+                warnings.warn(f"args.{name}={given[name]!r} changes the data: it is an argument here", stacklevel=4)
         for name, value in inspect.getmembers_static(args):
             other = name in DEFAULTS or name in OPTIONS or callable(value) or hasattr(type(value), "__get__")
             if not other and not name.startswith("_") and (meant := _nearest(name, 0.75)):
@@ -630,7 +632,7 @@ def to_torch(data: Mapping[str, Any], split: str = "train") -> "TensorDataset":
     Raises
     ------
     ValueError
-        If the dataset has no such split.
+        If the dataset has no such split, or labels that are no integers.
     """
     import torch
 
@@ -638,5 +640,7 @@ def to_torch(data: Mapping[str, Any], split: str = "train") -> "TensorDataset":
     splits = [name for name, key in (("train", "x"), ("val", "x_val"), ("test", "x_test")) if key in data]
     require(split in splits, "split", split, f"one of {splits}")
     x, y = data["x" + suffix], data["y" + suffix]
+    kind = np.asarray(y).dtype
+    require(kind.kind in "biu", "type of the labels", str(kind), "integers")
     x, y = torch.as_tensor(x, dtype=torch.float32), torch.as_tensor(y, dtype=torch.int64)
     return torch.utils.data.TensorDataset(x, y)

@@ -6,7 +6,7 @@
 | MNIST1D_DEVICE | cpu, cuda, cuda:1, mps ... | CUDA where there is one |
 | MNIST1D_DATA | folder of MNIST and CIFAR-10 | the user's cache |
 | MNIST1D_OUTPUT | folder of figures and results | build/<profile> |
-| MNIST1D_SEED_OFFSET | added to every seed of a notebook | 0 |
+| MNIST1D_SEED_OFFSET | what `make replicate` adds to every seed of a notebook | 0 |
 | JOBS | worker processes of a sweep | 1 on a GPU, else all usable cores |
 """
 
@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +25,7 @@ __all__ = [
     "find_root",
     "get_device",
     "get_jobs",
+    "is_seed",
     "measure_peak_memory",
     "note_peak_memory",
     "output_folder",
@@ -88,8 +89,14 @@ def seed_offset() -> int:
     return int(value)
 
 
+def is_seed(name: str, value: Any) -> bool:
+    """Whether a knob of this name and value holds seeds: one of ...SEED, several of ...SEEDS."""
+    several = isinstance(value, (range, list, tuple))
+    return name.endswith("SEEDS") if several else name.endswith("SEED") and isinstance(value, int)
+
+
 def shift_seeds(namespace: dict) -> None:
-    """Add :func:`seed_offset` to every seed: integers, ranges and lists of integers whose name holds "SEED".
+    """Add :func:`seed_offset` to every seed: what is named SEED, SEEDS or ends so, but for a number of SEEDS.
 
     The runner calls it at the end of the parameters cell in a run with other seeds (`make replicate`).
 
@@ -100,13 +107,13 @@ def shift_seeds(namespace: dict) -> None:
     """
     offset = seed_offset()
     for name, seeds in list(namespace.items()):
-        if "SEED" not in name:
+        if not is_seed(name, seeds):
             continue
         if isinstance(seeds, range):
             namespace[name] = range(seeds.start + offset, seeds.stop + offset, seeds.step)
         elif isinstance(seeds, (list, tuple)):
             namespace[name] = type(seeds)(seed + offset for seed in seeds)
-        elif isinstance(seeds, int):
+        else:
             namespace[name] = seeds + offset
 
 

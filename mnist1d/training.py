@@ -7,6 +7,7 @@ processes (:func:`sweep`) and from computing the seeds of one process together (
 import multiprocessing
 import numbers
 import os
+import pickle
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -31,7 +32,7 @@ def list_seeds(seeds: int | Sequence[int]) -> list[int]:
     if isinstance(seeds, numbers.Integral):
         return list(range(check_integer(seeds, "seeds", 1, 2**32 - 1, rule)))
     require(isinstance(seeds, Iterable) and not isinstance(seeds, (str, bytes)), "seeds", seeds, rule)
-    seeds = list(seeds)
+    seeds = list(np.atleast_1d(seeds) if isinstance(seeds, np.ndarray) else seeds)
     good = [isinstance(s, numbers.Integral) and not isinstance(s, bool) and 0 <= s < 2**32 for s in seeds]
     require(bool(seeds) and all(good), "seeds", seeds, rule)
     return [int(seed) for seed in seeds]
@@ -197,8 +198,8 @@ def fit(
     batch_size: int = 100,
     learning_rate: float | Sequence[float] | None = None,
     optimizer: str | Callable = "adam",
-    momentum: float = 0.0,
-    weight_decay: float = 0.0,
+    momentum: float | None = None,
+    weight_decay: float | None = None,
     order: str = "cyclic",
     eval_every: int = 250,
     schedule: Callable[[int], float] | None = None,
@@ -237,11 +238,12 @@ def fit(
         weight_decay=weight_decay, state=state, device=device, example=(x[:, :2], y[:, :2]), replay=replay,
     )  # fmt: skip
 
-    stack.reuse_grads = True
+    stack.reuse_grads = stack.optimizers.are_of_torch
     history = {"train_loss": []}
     diverged = torch.zeros(len(seeds), dtype=torch.bool, device=device)
     losses = torch.full((len(seeds),), torch.nan, device=device)
-    safe = 0, stack.state_dict(), losses, 0  # step, models, losses and evaluations at the last check of the replay
+    # Step, models, losses, who has diverged and evaluations at the last check of the replay.
+    safe = 0, stack.state_dict(), losses, diverged, 0
     in_worker = multiprocessing.current_process().name != "MainProcess"
     bar = tqdm(total=steps, desc="training", delay=10, leave=False, disable=True if in_worker else None)
     step = 0
@@ -268,7 +270,7 @@ def fit(
             losses = stack.backward(xb, yb)
         except ReplayError as error:
             warnings.warn(f"{error}: training goes on without it from step {safe[0]}", stacklevel=3)
-            step, saved, losses, n_evals = safe
+            step, saved, losses, diverged, n_evals = safe
             stack.load_state_dict(saved)
             history = {name: values[:n_evals] for name, values in history.items()}
             feed = batches(x, y, seeds, **drawn, start=step)
@@ -279,7 +281,7 @@ def fit(
         step += 1
         bar.update()
         if stack.checked > checks:
-            safe = step, stack.state_dict(), losses, len(history["train_loss"])
+            safe = step, stack.state_dict(), losses, diverged, len(history["train_loss"])
     bar.close()
     return stack, {name: torch.stack(values, 1).cpu().numpy() for name, values in history.items()}
 
@@ -301,7 +303,7 @@ def train(build, data, seeds, **options) -> dict[str, np.ndarray]:
         One for all, or one per seed; by default 0.01, or what a callable `optimizer` sets.
     optimizer : {"adam", "sgd"} or callable
         A callable maps one model's parameters to a ``torch.optim.Optimizer``.
-    momentum, weight_decay : float
+    momentum, weight_decay : float, optional
         By default 0, or what a callable `optimizer` sets; an optimiser that has none is an error.
     order : {"cyclic", "shuffled"}
         As in :func:`batches`.
@@ -363,6 +365,10 @@ def _run_task(run, variant, seeds, dtype):
         with threadpool_limits(1):  # of numpy and scikit-learn, whose last digits depend on it
             return run(variant, seeds), None, measure_peak_memory()
     except Exception as error:  # whatever the function raises is reported when the others are done
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # what cannot leave a worker would take it down
+            error = RuntimeError(f"{type(error).__name__}: {error}")
         return None, error, measure_peak_memory()
     finally:
         torch.set_num_threads(before[0])
@@ -376,7 +382,8 @@ def _concatenate(results):
     if isinstance(first, Mapping):
         return {key: _concatenate([r[key] for r in results]) for key in first}
     if isinstance(first, tuple):
-        return tuple(map(_concatenate, zip(*results, strict=True)))
+        joined = map(_concatenate, zip(*results, strict=True))
+        return type(first)(*joined) if hasattr(first, "_fields") else tuple(joined)
     if isinstance(first, torch.Tensor) and first.ndim:
         return np.concatenate([r.detach().cpu().numpy() for r in results])
     if isinstance(first, np.ndarray) and first.ndim:

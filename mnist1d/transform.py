@@ -20,6 +20,10 @@ from mnist1d.utils import ObjectView
 CORRELATION_WIDTH = 2
 # No array of an ordinary machine has an axis that is longer; sums of sizes stay exact.
 LARGEST = 2**31 - 1
+NEEDED = (  # by `transform`
+    "template_len", "padding", "scale_coeff", "max_translation", "corr_noise_scale", "iid_noise_scale", "shear_scale",
+    "final_seq_length",
+)  # fmt: skip
 
 __all__ = ["corr_noise_like", "iid_noise_like", "interpolate", "pad", "shear", "transform", "translate"]
 
@@ -191,9 +195,15 @@ def transform(x: np.ndarray, y: np.ndarray, args: Any, eps: float = 1e-8) -> tup
     Raises
     ------
     ValueError
-        If `padding`, `max_translation` or `final_seq_length` is out of range.
+        If an argument is missing, of another type or out of range.
     """
     args = ObjectView(dict(args)) if isinstance(args, Mapping) else args
+    missing = [name for name in NEEDED if not hasattr(args, name)]
+    require(not missing, "missing in args", missing, f"none of {', '.join(NEEDED)}")
+    check_integer(args.template_len, "template_len", 1, LARGEST)
+    check_integer(args.final_seq_length, "final_seq_length", 1, LARGEST)
+    for name in ("scale_coeff", "corr_noise_scale", "iid_noise_scale", "shear_scale"):
+        require(isinstance(getattr(args, name), numbers.Real), name, getattr(args, name), "a number")
     length = args.template_len + check_padding(args.padding)[1]
     x = interpolate(pad(np.asarray(x) + eps, args.padding), length)
     y = interpolate(y, length)

@@ -194,7 +194,10 @@ def plot_signals(
 
 def show_written(*paths):
     """Print where files were written, in a notebook with links."""
-    names = [os.path.relpath(path) for path in paths]
+    try:
+        names = [os.path.relpath(path) for path in paths]
+    except ValueError:  # on another drive of Windows
+        names = [os.path.abspath(path) for path in paths]
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if hasattr(shell, "kernel"):
         links = ", ".join(f'<a href="{name}">{name}</a>' for name in names)

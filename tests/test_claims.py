@@ -212,11 +212,24 @@ def test_a_changed_or_missing_knob_means_no_verdict(run):
 
 def test_seeds_may_be_shifted_all_together(run, monkeypatch):
     monkeypatch.setenv("MNIST1D_SEED_OFFSET", "1000")
-    assert no_verdict("tsne") == ""  # the notebook may leave a seed that is no draw
+    assert "(SEEDS)" in no_verdict("tsne")  # the variable alone shifts nothing
     run.SEEDS = range(1000, 1000 + len(run.SEEDS))
     assert no_verdict("tsne") == ""
     run.SEEDS = range(999, 999 + len(run.SEEDS))
     assert "(SEEDS)" in no_verdict("tsne")
+
+
+def test_what_replicate_shifts_are_seeds(monkeypatch):
+    """No knob of a notebook that counts something is taken for a seed."""
+    monkeypatch.setenv("MNIST1D_SEED_OFFSET", "1000")
+    published = json.loads(Path(claims.__file__).with_name("published.json").read_text())
+    assert not settings.is_seed("TUNE_SEEDS", 2) and not settings.is_seed("ONE_SEED_STEPS", 500)
+    for slug, knobs in published.items():
+        shifted = dict(knobs)
+        settings.shift_seeds(shifted)
+        changed = {name for name in knobs if shifted[name] != knobs[name]}
+        assert changed == {name for name in knobs if settings.is_seed(name, knobs[name])}, slug
+        assert all(re.search("SEEDS?$", name) for name in changed), slug
 
 
 def test_other_profiles_and_other_data_mean_no_verdict(run, monkeypatch):

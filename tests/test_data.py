@@ -190,6 +190,20 @@ def test_an_unknown_name_raises_and_an_unknown_attribute_that_looks_like_one_war
     assert record[0].filename == __file__
 
 
+@pytest.mark.parametrize("args", [get_dataset_args, os.fspath, argparse.Namespace(data={"seed": 1}, lr=1.0)])
+def test_an_object_without_any_argument_is_refused(args):
+    with pytest.raises(ValueError, match=r"args=.*must be a mapping, or an object with at least one argument"):
+        make_dataset(args)
+
+
+def test_a_mapping_with_attributes_may_hold_other_settings_as_an_object_may():
+    class Config(dict):
+        __getattr__ = dict.__getitem__
+
+    args = Config(num_samples=100, seed=3, lr=1e-3)
+    np.testing.assert_array_equal(make_dataset(args)["x"], make_dataset(num_samples=100, seed=3)["x"])
+
+
 def test_an_unknown_name_that_resembles_none_lists_them_all():
     with pytest.raises(ValueError, match=r"unknown argument 'colour'; known are num_samples, .*factors"):
         make_dataset(colour=1)
@@ -199,7 +213,9 @@ def test_keywords_come_before_args_and_options_may_stand_in_args():
     expected = make_dataset({"num_samples": 100, "seed": 1}, label_noise=0.5, validation_split=0.25)
     ours = argparse.Namespace(num_samples=100, seed=2, label_noise=0.5, validation_split=0.25)
     mapping = types.MappingProxyType({"num_samples": 100, "label_noise": 0.5, "validation_split": 0.25, "seed": 2})
-    for data in (make_dataset(ours, seed=1), make_dataset(mapping, seed=1)):
+    with pytest.warns(UserWarning, match=r"args.(label_noise=0.5|validation_split=0.25) changes the data"):
+        of_object = make_dataset(ours, seed=1)  # code written for 0.0.2 may mean something of its own by them
+    for data in (of_object, make_dataset(mapping, seed=1)):
         assert data.keys() == expected.keys()
         for name in ("x", "y", "y_clean", "x_val"):
             np.testing.assert_array_equal(data[name], expected[name])
@@ -307,6 +323,22 @@ def test_to_torch():
     assert x.dtype == torch.float32 and x.shape == (40,) and y.dtype == torch.int64
     with pytest.raises(ValueError, match="split='val'"):
         to_torch(make_dataset({"num_samples": 100}), "val")
+    quarters = make_dataset({"num_samples": 100}, template={**get_templates(), "y": np.arange(10) / 4})
+    with pytest.raises(ValueError, match="type of the labels='float64': must be integers"):
+        to_torch(quarters)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"final_seq_length": 0}, "final_seq_length=0"), ({"scale_coeff": "a"}, "scale_coeff='a'"),
+     ({"template_len": -3}, "template_len=-3"), ({"padding": None}, "padding=None"),
+     ({"shear_scale": ...}, r"missing in args=\['shear_scale'\]")],
+)  # fmt: skip
+def test_transform_names_what_is_bad(change, message):
+    args = {k: v for k, v in (get_dataset_args(as_dict=True) | change).items() if v is not ...}
+    template = get_templates()["x"][0]
+    with pytest.raises(ValueError, match=message):
+        mnist1d.transform(template, template, args)
 
 
 # Templates of one's own

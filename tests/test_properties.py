@@ -135,6 +135,7 @@ def test_any_template_gives_a_sound_dataset_or_a_value_error_that_names_it(templ
         assert_sound(data, args)
 
 
+@pytest.mark.filterwarnings("ignore:.*changes the data")
 @settings(SETTINGS, max_examples=300)
 @given(ARGUMENTS, st.dictionaries(st.text("abcdefghijklmnopqrstuvwxyz_", max_size=12), ODD, max_size=1))
 def test_a_mapping_an_object_and_keywords_mean_the_same_and_unknown_names_are_named(args, other):

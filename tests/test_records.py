@@ -170,7 +170,19 @@ def test_a_row_that_fails_is_an_error_and_leaves_nothing(row, capsys):
     assert records.main(["--validate", str(row)]) == 0
 
 
-def test_a_row_that_holds_is_kept(row, capsys):
+def test_a_row_elsewhere_replaces_nothing_of_its_folder(row, capsys):
+    row.write_text(ROW.replace("94", "5"), encoding="utf-8")
+    mine = {"README.md": "# my project", "row.json": "{}"}
+    for name, text in mine.items():
+        (row.parent / name).write_text(text, encoding="utf-8")
+    assert records.main([str(row)]) == 0 and "outside of records/: nothing is written" in capsys.readouterr().out
+    assert all((row.parent / name).read_text(encoding="utf-8") == text for name, text in mine.items())
+
+
+def test_a_row_that_holds_is_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    (tmp_path / "records").mkdir()
+    row = tmp_path / "records" / "row.py"
     row.write_text(ROW.replace("94", "5"), encoding="utf-8")
     assert records.main([str(row)]) == 0
     kept = json.loads(row.with_suffix(".json").read_text(encoding="utf-8"))

@@ -109,6 +109,10 @@ def test_second_seeds_stand_beside_the_first(checkout, capsys):
     assert "| **reproduced** | **not reproduced**<br>95.2% -5.20 [-5.40, -5.00], n = 5 |" in row
     assert "Run again with other seeds, 2 of 3 verdicts are the same." in (checkout / "README.md").read_text()
     assert (checkout / "figures" / "verdicts.png").stat().st_size > 1000
+    write(checkout / "build" / "replicate", -1.0, seed_offset=1000, code="other")  # is shown, and does not count
+    assert report.main([], checkout) == 0
+    assert "Run again with other seeds" not in (checkout / "README.md").read_text()
+    assert report.STALE in (checkout / "REPRODUCTION.md").read_text()
     assert report.collect_replication(checkout) and "figures/replication.json" in capsys.readouterr().out
 
 

@@ -144,11 +144,12 @@ def main():
     parser.add_argument("slugs", nargs="*", help="the rows of equal work of these notebooks alone")
     parser.add_argument("--steps", type=int, default=2000, help="training steps a measurement")
     parser.add_argument("--inner-steps", type=int, default=60, help="steps of the unrolled inner loop")
+    parser.add_argument("--publish", action="store_true", help="rows of equal work into figures/, for README")
     options = parser.parse_args()
     if not options.slugs:
         bench_generator()
         bench_trainer(options.steps)
-    bench_equal_work(options.slugs)
+    bench_equal_work(options.slugs, publish=options.publish)
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     if not options.slugs:

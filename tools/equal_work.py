@@ -155,9 +155,10 @@ def measure(slug, row, repeats=REPEATS):
     }
 
 
-def bench_equal_work(slugs=None, root=ROOT):
-    """Measure all rows, or some; print them and merge them into figures/equal_work.json."""
-    path = root / "figures" / "equal_work.json"
+def bench_equal_work(slugs=None, root=ROOT, publish=False):
+    """Measure all rows, or some; print them and merge them into build/equal_work.json, or that of figures/."""
+    path = root / ("figures" if publish else "build") / "equal_work.json"
+    path.parent.mkdir(exist_ok=True)
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     print(f"\n{'notebook':22s}{'plain, ms':>10s}{'ours, ms':>10s}{'ratio':>8s}{'one published run, minutes':>28s}")
     for slug in slugs or ROWS:

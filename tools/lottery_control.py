@@ -15,6 +15,7 @@ import torch
 
 from mnist1d import make_dataset, reorder
 from mnist1d.figures import COLORS, DOUBLE, STYLE
+from mnist1d.results import code_digest
 from mnist1d.settings import get_device
 from mnist1d.training import Stack, accuracy, batches, split_tensors
 from mnist1d.utils import open_for_rename
@@ -60,7 +61,8 @@ def search(nb, seed, rounds, steps, prune_after, kept):
     initial, masks = (
         {name: v.repeat(2, *[1] * (v.ndim - 1)) for name, v in given.items()} for given in (weights, ones)
     )
-    settings = [seed, rounds, steps, prune_after, nb["HIDDEN"]]
+    code, device = code_digest("lottery_tickets", ROOT), str(get_device())
+    settings = [seed, rounds, steps, prune_after, nb["HIDDEN"], nb["LEARNING_RATE"], nb["BATCH_SIZE"], code, device]
     state = torch.load(kept) if kept.is_file() else {}
     if state.get("settings") != settings:
         state = {"settings": settings, "acc": [], "masks": masks, "seconds": 0.0}

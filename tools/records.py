@@ -63,6 +63,11 @@ def judge(path, target, accuracy):
     return "" if p < LEVEL else f"p = {p:.2g} for a mean above {target}, must be below {LEVEL}"
 
 
+def is_record(path):
+    """Whether a row lies where its results and the table are kept; elsewhere files of these names are the user's."""
+    return path.resolve().parent == ROOT / "records"
+
+
 def write_table(folder):
     """The table of all rows of a folder that count, fastest first, as its README.md."""
     rows = [["target (%)", "row", "CPU seconds a seed", "test accuracy (%)", "n"], ["---"] * 5]
@@ -100,10 +105,13 @@ def main(arguments=None):
         )
         if not options.validate and not reason:
             row = {"target": target, "accuracy": accuracy.tolist(), "seconds": seconds.tolist()}
-            with open_for_rename(path.with_suffix(".json"), "w") as file:
-                json.dump(row, file, indent=1)
-                file.write("\n")
-            write_table(path.parent)
+            if is_record(path):
+                with open_for_rename(path.with_suffix(".json"), "w") as file:
+                    json.dump(row, file, indent=1)
+                    file.write("\n")
+                write_table(path.parent)
+            else:
+                print(f"{path} lies outside of records/: nothing is written")
     return int(failed and not options.validate)
 
 

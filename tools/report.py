@@ -137,11 +137,26 @@ def count_verdicts(results, replication):
         unmeasured > 0
     )
     text = f"{len(CLAIMS)} published claims: {', '.join(parts)}."
-    if second := get_verdicts(replication):
+    if second := get_verdicts(list_current(replication, results)):
         both = [claim_id for claim_id in verdicts if claim_id in second]
         agree = sum(verdicts[claim_id] == second[claim_id] for claim_id in both)
         text += f" Run again with other seeds, {agree} of {len(both)} verdicts are the same."
     return text
+
+
+def list_current(replication, results):
+    """The second runs that are of the code of the first ones, without claims of facts, which have no seeds."""
+    current = {}
+    for slug, r in replication.items():
+        if slug in results and is_of_code(results[slug], r["code"]):
+            claims = [c for c in r["claims"] if any(m["kind"] != "exact" for m in c["measured"])]
+            current[slug] = {**r, "claims": claims}
+    return current
+
+
+def is_of_code(r, code):
+    """Whether results are those of a code: they were made by it, or confirmed for it."""
+    return code in (r["code"], r.get("confirmed", {}).get("code"))
 
 
 def get_core_minutes(r):
@@ -150,7 +165,7 @@ def get_core_minutes(r):
 
 
 def is_stale(slug, r, root):
-    return code_digest(slug, root) not in (r["code"], r.get("confirmed", {}).get("code"))
+    return not is_of_code(r, code_digest(slug, root))
 
 
 def format_figures(results, repository, root):
@@ -233,6 +248,8 @@ def format_claims(results, replication, root):
         if replication:
             again = second.get(claim_id)
             means = "<br>".join(format_measured(m) for m in again["measured"]) if again else ""
+            if again and not is_of_code(results[claim.slug], replication[claim.slug]["code"]):
+                means += f"<br>*{STALE}*"
             cells.insert(5, f"**{again['verdict']}**<br>{means}" if again else "-")
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)

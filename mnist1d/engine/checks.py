@@ -2,21 +2,27 @@
 
 import copy
 import functools
+import itertools
 import random
 import types
 from collections import deque
 from contextlib import contextmanager
+from pathlib import PurePath
 
 import numpy as np
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 __all__ = [
-    "copy_module", "freeze_function", "freeze_module", "get_python_random", "has_hooks", "identify",
-    "is_close", "keep_attributes", "keep_random_state", "set_python_random",
+    "HookFinder", "copy_module", "freeze_function", "freeze_module", "freeze_tensors", "get_python_random",
+    "has_hooks", "identify", "is_close", "keep_attributes", "keep_random_state", "set_python_random",
 ]  # fmt: skip
 
 INTERNAL = frozenset(vars(nn.Module()))
+FUNCTIONS = types.FunctionType, types.BuiltinFunctionType, type
+BOUND = types.MethodType, functools.partial, nn.Module, torch.Tensor  # these may lead back to the module
+SIMPLE = int, float, str, bytes, bool, complex, type(None), np.number
 
 # Largest difference between two ways to compute a number, relative to the largest number of its kind in a model.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
@@ -46,15 +52,15 @@ def keep_random_state():
             set_python_random(states)
 
 
-def _is_plain(value, depth=4):
-    """Whether a value is made of numbers, words and containers alone, so that a copy of a module may share it."""
-    if isinstance(value, (int, float, str, bytes, bool, complex, type(None), np.number)):
+def _is_plain(value, depth=8):
+    """Whether a value holds no module and no tensor, so that a copy of a module may share it."""
+    if isinstance(value, (*SIMPLE, *FUNCTIONS, torch.device, torch.dtype, np.ndarray, PurePath)):
         return True
     if isinstance(value, (list, tuple, set, deque)):
         return depth > 0 and all(_is_plain(v, depth - 1) for v in value)
     if isinstance(value, dict):
         return depth > 0 and all(_is_plain(v, depth - 1) for pair in value.items() for v in pair)
-    is_object = hasattr(value, "__dict__") and not callable(value) and not isinstance(value, (nn.Module, torch.Tensor))
+    is_object = hasattr(value, "__dict__") and not isinstance(value, BOUND)
     return is_object and depth > 0 and _is_plain(vars(value), depth - 1)
 
 
@@ -74,23 +80,35 @@ def copy_module(module, share=False):
             if isinstance(value, torch.Tensor):
                 memo[id(value)] = value.detach().clone()
         if share:
-            memo |= {id(v): v for v in _list_attributes(part) if not callable(v) and _is_plain(v)}
+            memo |= {id(v): v for v in _list_attributes(part) if _is_plain(v)}
     return copy.deepcopy(module, memo)
 
 
-def _keep_contents(value):
-    """A function that gives a container, an object or a generator back what it holds now; None for other values."""
+def _keep_contents(value, depth=8):
+    """A function that gives containers, objects and generators back what they hold now; None for other values."""
+    if isinstance(value, (*SIMPLE, *FUNCTIONS, *BOUND)) or not depth:
+        return None
     if isinstance(value, torch.Generator):
         return functools.partial(value.set_state, value.get_state())
+    if isinstance(value, np.random.Generator):
+        return functools.partial(setattr, value.bit_generator, "state", value.bit_generator.state)
+    if isinstance(value, random.Random):
+        return functools.partial(value.setstate, value.getstate())
     if isinstance(value, (list, deque)):
-        held = copy.deepcopy(value) if _is_plain(value) else type(value)(value)
-        return lambda: (value.clear(), value.extend(held))
-    if isinstance(value, (dict, set)):
-        held = copy.deepcopy(value) if _is_plain(value) else value.copy()
-        return lambda: (value.clear(), value.update(held))
-    if hasattr(value, "__dict__") and not callable(value) and _is_plain(value):
-        return _keep_contents(vars(value))
-    return None
+        held, within, refill = list(value), value, value.extend
+    elif isinstance(value, (dict, set)):
+        held, within, refill = value.copy(), value.values() if isinstance(value, dict) else (), value.update
+    else:
+        return _keep_contents(vars(value), depth - 1) if hasattr(value, "__dict__") and _is_plain(value) else None
+    inner = [restore for v in within if (restore := _keep_contents(v, depth - 1))]
+
+    def restore():
+        value.clear()
+        refill(held)
+        for restore in inner:
+            restore()
+
+    return restore
 
 
 @contextmanager
@@ -125,15 +143,31 @@ def _freeze(value, depth=2):
         return value.tobytes()
     if isinstance(value, type) and depth and not value.__module__.startswith("torch"):
         return id(value), tuple((k, v) for k, v in list(vars(value).items())[:100] if isinstance(v, (int, float, str)))
-    if depth and hasattr(value, "__dict__") and not isinstance(value, (type, torch.Tensor)) and not callable(value):
+    if isinstance(value, np.random.Generator):
+        return str(value.bit_generator.state)
+    if isinstance(value, random.Random):
+        return value.getstate()
+    if isinstance(value, itertools.count):
+        return repr(value)
+    if depth and hasattr(value, "__dict__") and not isinstance(value, (*FUNCTIONS, *BOUND)):
         return _freeze(vars(value), depth - 1)
     return id(value)
+
+
+def freeze_tensors(module, buffers=False):
+    """Which tensors a module holds and how often they were changed: parameters, attributes, on demand buffers.
+
+    What follows from parameters by autograd, as the weights of weight norm, is made anew at every call.
+    """
+    held = [v for part in module.modules() for v in vars(part).values() if isinstance(v, torch.Tensor)]
+    tensors = [*(v for v in held if not v.requires_grad), *module.parameters(), *(module.buffers() if buffers else ())]
+    return [(id(v), v.data_ptr(), v._version) for v in tensors]
 
 
 def freeze_module(module):
     skip = {"_parameters", "_buffers", "_modules", "forward"}
     return tuple(
-        (name, _freeze(value, 1))
+        (name, _freeze(value, 2))
         for part in module.modules()
         for name, value in vars(part).items()
         if name not in skip and not name.endswith("_hooks") and not isinstance(value, (nn.Module, torch.Tensor))
@@ -158,17 +192,35 @@ def freeze_function(function, depth=1):
 
 
 def identify(function):
-    """What tells one function from another, for the keys of a dict: its code and what it encloses."""
+    """What tells one function from another, for the keys of a dict: its code and what it encloses; None if nothing."""
     code = getattr(function, "__code__", None)
-    return function if code is None else (code, tuple(map(_freeze, _read_cells(function))))
+    key = function if code is None else (code, tuple(map(_freeze, _read_cells(function))))
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key
 
 
 def _read_cells(function):
     return [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
 
 
-def has_hooks(parameter):
-    return bool(parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None))
+def has_hooks(module):
+    """Whether hooks of a module or of its parameters wait for gradients."""
+    hooks = [h for part in module.modules() for h in (part._backward_hooks, part._backward_pre_hooks)]
+    hooks += [h for p in module.parameters() for h in (p._backward_hooks, p._post_accumulate_grad_hooks)]
+    return any(hooks)
+
+
+class HookFinder(TorchFunctionMode):
+    """Notes whether a tensor gets a hook for its gradient."""
+
+    found = False
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.found |= getattr(function, "__name__", "") == "register_hook"
+        return function(*args, **(kwargs or {}))
 
 
 def _is_filled(cell):

@@ -36,7 +36,7 @@ class Optimizers:
         if not callable(optimizer) and optimizer not in ("adam", "sgd"):
             raise ValueError(f"optimizer={optimizer!r}: must be 'adam', 'sgd' or a callable of parameters")
         if momentum and optimizer == "adam":
-            raise ValueError(f"momentum={momentum!r}: must be 0, 'adam' has none")
+            raise ValueError(f"momentum={momentum!r}: must be None or 0, 'adam' has none")
         self._modules, self._params = modules, params
         self._wanted = optimizer, learning_rate, momentum, weight_decay
         each = [self._build(i) for i in range(len(modules))]
@@ -53,8 +53,11 @@ class Optimizers:
 
         def describe(optimizer, module):
             names = {id(p): name for name, p in module.named_parameters()}
+            if any(id(p) not in names for g in optimizer.param_groups for p in g["params"]):
+                raise ValueError("optimizer: holds a tensor that is no parameter of the model")
             groups = [{**g, "params": [names[id(p)] for p in g["params"]]} for g in optimizer.param_groups]
-            return type(optimizer), repr(groups)
+            exact = [{k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in g.items()} for g in groups]
+            return type(optimizer), repr(exact)
 
         def is_bare(optimizer):  # no state that it began with, no hooks, no method put over its own
             hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
@@ -65,7 +68,13 @@ class Optimizers:
 
     def _set(self, optimizers):
         self._optimizers = optimizers
-        self._rates = [[group["lr"] for group in opt.param_groups] for opt in optimizers]
+        self._rates = [[group.get("lr") for group in opt.param_groups] for opt in optimizers]
+        self._last = [list(rates) for rates in self._rates]  # as this class has set them
+
+    @property
+    def are_of_torch(self):
+        """Whether all are torch's own, which keep no gradient beyond a step."""
+        return all(type(opt).__module__.startswith("torch.optim") for opt in self._optimizers)
 
     def _build(self, i):
         """The optimiser of model i alone."""
@@ -76,26 +85,35 @@ class Optimizers:
             opt = optimizer(params)
             if not isinstance(opt, torch.optim.Optimizer):
                 raise ValueError(f"optimizer: made a {type(opt).__name__}; must make a torch.optim.Optimizer")
-            given = {"lr": rate, "momentum": momentum or None, "weight_decay": weight_decay or None}
+            given = {"lr": rate, "momentum": momentum, "weight_decay": weight_decay}
             for group in opt.param_groups:
                 for name, value in given.items():
                     if value is not None and name not in group:
-                        raise ValueError(f"{name}={value!r}: must be 0, {type(opt).__name__} has none")
+                        raise ValueError(f"{name}={value!r}: must be None, {type(opt).__name__} has none")
                 group |= {name: value for name, value in given.items() if value is not None}
             return opt
-        rate = 1e-2 if rate is None else rate
+        rate, momentum, weight_decay = 1e-2 if rate is None else rate, momentum or 0.0, weight_decay or 0.0
         fused = all(p.is_floating_point() for p in params) or None
         if optimizer == "sgd":
             return torch.optim.SGD(params, lr=rate, momentum=momentum, weight_decay=weight_decay, fused=fused)
         return torch.optim.Adam(params, lr=rate, weight_decay=weight_decay, fused=fused)
 
+    @property
+    def compute_gradients(self):
+        """Whether they compute gradients of their own within a step."""
+        return any(isinstance(opt, torch.optim.LBFGS) for opt in self._optimizers)
+
     def split(self):
         """From now on one optimiser for each model, over views of its parameters."""
         if self._shared:
             self._shared = False
+            saved, rates, last = self._optimizers[0].state_dict(), self._rates[0], self._last[0]
             self._set([self._build(i) for i in range(len(self._modules))])
+            for i, opt in enumerate(self._optimizers):
+                opt.load_state_dict(self._take(saved, i))
+                self._rates[i], self._last[i] = list(rates), list(last)
 
-    def step(self, grads, factor, compute_again):
+    def step(self, grads, factor, compute_again, losses):
         """Change the parameters.
 
         Parameters
@@ -106,10 +124,15 @@ class Optimizers:
             Of the learning rate.
         compute_again : callable
             ``compute_again(i)`` gives model i's loss and renews its gradients, for LBFGS.
+        losses : Tensor, shape (seed,)
+            Of the gradients.
         """
-        for opt, rates in zip(self._optimizers, self._rates, strict=True):
-            for group, rate in zip(opt.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
+        for opt, rates, last in zip(self._optimizers, self._rates, self._last, strict=True):
+            for j, group in enumerate(opt.param_groups):
+                if "lr" in group:
+                    if group["lr"] != last[j]:  # somebody has changed it, a scheduler say
+                        rates[j] = group["lr"]
+                    group["lr"] = last[j] = rates[j] * factor
         if self._shared and grads is not None:
             for name, p in self._params.items():
                 p.grad = grads[name]
@@ -120,21 +143,26 @@ class Optimizers:
                 for name, p in self._modules[i].named_parameters():
                     p.grad = None if grads[name] is None else grads[name][i]
             if isinstance(opt, torch.optim.LBFGS):
-                opt.step(lambda i=i: compute_again(i))
+                known = [losses[i]]  # it asks first for what has just been computed
+                opt.step(lambda i=i, known=known: known.pop() if known else compute_again(i))
             else:
                 opt.step()
 
     def state_dict(self):
         """Their state, copied."""
-        return {"shared": self._shared, "each": copy.deepcopy([opt.state_dict() for opt in self._optimizers])}
+        each = copy.deepcopy([opt.state_dict() for opt in self._optimizers])
+        return {"shared": self._shared, "each": each, "rates": copy.deepcopy((self._rates, self._last))}
 
     def load_state_dict(self, state):
         """Go on where :meth:`state_dict` was taken."""
         if not state["shared"]:
             self.split()
-        each = copy.deepcopy(state["each"])
+        each, rates = copy.deepcopy((state["each"], state["rates"]))
         if state["shared"] and not self._shared:  # since then the models have been split up
-            each = [self._take(each[0], i) for i in range(len(self._modules))]
+            n = len(self._modules)
+            each = [self._take(each[0], i) for i in range(n)]
+            rates = [[list(values[0]) for _ in range(n)] for values in rates]
+        self._rates, self._last = rates
         for opt, saved in zip(self._optimizers, each, strict=True):
             opt.load_state_dict(saved)
 

@@ -18,9 +18,11 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from mnist1d.engine.checks import (
+    HookFinder,
     copy_module,
     freeze_function,
     freeze_module,
+    freeze_tensors,
     get_python_random,
     has_hooks,
     identify,
@@ -78,7 +80,7 @@ class Stack:
         A callable maps one model's parameters to a ``torch.optim.Optimizer``.
     learning_rate : float or sequence of float, optional
         One for all, or one per seed; of every group of parameters. By default 0.01, or what a callable sets.
-    momentum, weight_decay : float
+    momentum, weight_decay : float, optional
         By default 0, or what a callable sets; an optimiser that has none is an error.
     state : dict, optional
         Name to tensor [seed, ...]: initial parameters and buffers in place of what `build` drew.
@@ -113,8 +115,8 @@ class Stack:
         objective=None,
         optimizer="adam",
         learning_rate=None,
-        momentum=0.0,
-        weight_decay=0.0,
+        momentum=None,
+        weight_decay=None,
         state=None,
         device="cpu",
         example=None,
@@ -157,7 +159,8 @@ class Stack:
         self._draws, self._evaluates_together = None, {}  # the latter by the function that is evaluated
         self.check_next, self.reuse_grads = False, False
         self._replay = os.environ.get("MNIST1D_REPLAY", "1") != "0" if replay is None else replay
-        self._recordings, self._since_check, self.checked, self._outside = {}, 0, 0, None
+        self._recordings, self._since_check, self.checked, self._outside, self._inside = {}, 0, 0, None, None
+        self._losses = None
         self.optimizers = Optimizers(self.modules, self.params, optimizer, learning_rate, momentum, weight_decay)
 
     def __len__(self):
@@ -199,6 +202,27 @@ class Stack:
         self._sync_buffers(i)
         return copy_module(self.modules[i])
 
+    def _make_template(self):
+        """A copy of the first module that reads its state from the stack: what is computed anew in a backward pass."""
+        template = copy_module(self.modules[0], share=True)
+        self._share_state(template)
+        return template
+
+    def _share_state(self, template):
+        for getter, stacked in (("named_parameters", self.params), ("named_buffers", self.buffers)):
+            for name, own in getattr(template, getter)():
+                if name in stacked:
+                    own.data = stacked[name].detach()[0]
+
+    @torch.no_grad()
+    def _sync_parameters(self, i):
+        """A parameter whose memory was replaced (``p.data = ...``) goes back to its place."""
+        for name, p in self.modules[i].named_parameters():
+            own = self.params[name][i]
+            if p.data_ptr() != own.data_ptr():
+                own.copy_(p)
+                p.data = own.detach()
+
     def _sync_buffers(self, i):
         """A buffer that the module has replaced goes back to its place."""
         for name, buffer in self.modules[i].named_buffers():
@@ -226,8 +250,9 @@ class Stack:
         self._python_rng[:] = state["python_random"]
 
     def __getstate__(self):
-        """Without recordings, which whoever reads it makes anew."""
-        return {**self.__dict__, "_recordings": {}, "_batch": None, "_since_check": 0}
+        """Without recordings and comparisons, which whoever reads it makes anew."""
+        without = {"_recordings": {}, "_evaluates_together": {}, "_batch": None, "_losses": None, "_since_check": 0}
+        return {**self.__dict__, **without}
 
     def __setstate__(self, state):
         self.__dict__ = state
@@ -238,6 +263,10 @@ class Stack:
                 for name, own in getattr(module, getter)():
                     if name in stacked:
                         own.data = stacked[name].detach()[i]
+                    if not self.stacked and (grad := self.grads.get(name)) is not None:
+                        own.grad = grad[i]
+        if self._template is not None:
+            self._share_state(self._template)
 
     # Gradients and steps -----------------------------------------------------------------------------------------
 
@@ -249,7 +278,10 @@ class Stack:
         factor : float
             Of the learning rate, for a schedule.
         """
-        self.optimizers.step(self.grads if self.stacked else None, factor, self._compute_again)
+        self.optimizers.step(self.grads if self.stacked else None, factor, self._compute_again, self._losses)
+        if not self.optimizers.are_of_torch:
+            for i in range(len(self)):
+                self._sync_parameters(i)
 
     def _compute_again(self, i):
         """Loss and gradients of model i on the last batch, for an optimiser that asks for them within its step."""
@@ -274,7 +306,14 @@ class Stack:
         -------
         Tensor, shape (seed,)
             The norms before.
+
+        Raises
+        ------
+        ValueError
+            If the optimiser computes gradients of its own within a step, which nobody would clip.
         """
+        if self.optimizers.compute_gradients:
+            raise ValueError("clip: LBFGS computes gradients within its step; must be None, or part of the loss")
         grads = [g for g in self.grads.values() if g is not None]
         norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in grads]).norm(dim=0)
         factor = (max_norm / (norms + 1e-6)).clamp(max=1.0)
@@ -302,6 +341,7 @@ class Stack:
                 raise ValueError("loss: does not depend on any parameter that requires a gradient")
             loss.backward()
         self._sync_buffers(i)
+        self._sync_parameters(i)
         return loss.detach()
 
     def _backward_plain(self, batch):
@@ -390,8 +430,10 @@ class Stack:
             raise _PythonDrawsError("it draws from the generator of python or numpy")
         if torch.equal(state, torch.get_rng_state()):
             return results
-        torch.set_rng_state(state)  # it has begun to draw: again, each model from its own generator
-        self._restore_inner(before)
+        torch.set_rng_state(state)
+        if self._draws is not None:  # a seed that the module sets itself, say
+            return results
+        self._restore_inner(before)  # it has begun to draw: again, each model from its own generator
         self._draws = Draws(self._rng)
         return self._run_together(batch)
 
@@ -412,17 +454,24 @@ class Stack:
 
     def _decide(self, batch):
         """Compute the first batch in both ways; go on together if they agree."""
-        reason, before, python = "", self._save_inner(), (freeze_module(self.modules[0]), list(self._python_rng))
-        losses = self._backward_plain(batch)  # an error here is the user's own
-        if python[0] != freeze_module(self.modules[0]):
-            reason = "the module counts or remembers in Python"
-        elif python[1] != self._python_rng:
+        module, function = self.modules[0], self.objective or self.loss
+
+        def describe():
+            of_loss = freeze_tensors(function, buffers=True) if isinstance(function, nn.Module) else None
+            return freeze_module(module), freeze_tensors(module), freeze_function(function), of_loss
+
+        reason, before, seen, drawn = "", self._save_inner(), describe(), list(self._python_rng)
+        with HookFinder() as finder:
+            losses = self._backward_plain(batch)  # an error here is the user's own
+        if seen != describe():
+            reason = "the module or the loss counts or remembers in Python, or in tensors that are no buffers"
+        elif drawn != self._python_rng:
             reason = "it draws from the generator of python or numpy"
-        elif any(has_hooks(p) for p in self.modules[0].parameters()):
-            reason = "its parameters have hooks"
+        elif has_hooks(module) or (finder.found and len(self) > 1):
+            reason = "it has hooks on gradients"
         else:
             try:
-                self._template = copy_module(self.modules[0], share=True)
+                self._template = self._make_template()
                 self._layers = find_layers(self._template)
             except RuntimeError as error:
                 self._template, reason = None, str(error)
@@ -451,7 +500,7 @@ class Stack:
             return self._explain(reason, losses)
         self._restore_inner(before)
         self.stacked = True
-        return self.backward(*batch)
+        return self._compute(batch)
 
     def _agree_in_double(self, batch):
         """Whether the two ways agree in double precision, so that what lay between them was rounding alone.
@@ -466,7 +515,7 @@ class Stack:
         twin.modules = [copy_module(module).double() for module in self.modules]
         twin.params, twin.buffers = twin._stack("named_parameters"), twin._stack("named_buffers")
         twin._python_rng = list(self._python_rng)
-        twin._template = copy_module(twin.modules[0], share=True)
+        twin._template = twin._make_template()
         twin._layers = find_layers(twin._template)
         batch = [t.double() if t.is_floating_point() else t for t in batch]
         before = twin._save_inner()
@@ -503,6 +552,7 @@ class Stack:
     def _backward_replayed(self, batch):
         """A replayed step, compared with the real one at its first uses and every few hundred steps."""
         key = tuple((t.shape, t.dtype, t.stride(0) == 0) for t in batch)
+        key += tuple(p.requires_grad for p in self.params.values())
         if key in self._recordings:
             self._recordings[key][1] += 1
             replay, uses = self._recordings[key]
@@ -511,12 +561,12 @@ class Stack:
             if uses > 2 and uses % CHECK_EVERY and not (has_changed or self.check_next):
                 self._since_check += 1
                 return replay(*batch)
-            if has_changed:  # whatever it means, until now the replays were right
-                self._since_check = 0
+            if has_changed and freeze_module(self._template) == self._inside:
+                self._since_check = 0  # whatever the change means, until now the replays were right
         elif len(self._recordings) >= MAX_RECORDINGS:
             return self._stop_replay("batches come in too many shapes", self._run_together(batch))
         before, python = self._save_inner(), self._get_python_state()
-        self._outside = python[1]
+        self._inside, self._outside = python
         plain = self._run_together(batch)
         after = self._save_inner()
         if self._get_python_state() != python:
@@ -576,13 +626,17 @@ class Stack:
         """
         self._check_batch(batch)
         self._batch = batch
+        self._losses = self._compute(batch)
+        return self._losses.clone()
+
+    def _compute(self, batch):
         if self.stacked is None:
             return self._decide(batch)
         if not self.stacked:
             return self._backward_plain(batch)
         try:
             if self._replay:
-                return self._keep(self._backward_replayed(batch)).clone()
+                return self._keep(self._backward_replayed(batch))
             return self._keep(self._run_together(batch))
         except _PythonDrawsError as error:
             steps, self._since_check = self._since_check, 0
@@ -596,15 +650,21 @@ class Stack:
         outs = []
         with keep_random_state():
             for i, module in enumerate(self.modules):
+                own = [(p, p.grad, p.detach().clone()) for p in module.parameters()]
+                module.zero_grad()
                 with self._random_of(i):
                     outs.append(function(module.eval(), *(t[i].clone() for t in batch)))
                 self._sync_buffers(i)
+                self._sync_parameters(i)
+                for p, grad, value in own:
+                    p.grad = grad
+                    p.copy_(value)
         return tree_map(lambda *parts: torch.stack([torch.as_tensor(part) for part in parts]), *outs)
 
     def _evaluate(self, function, batch, saved):
         """All models together if that works and, the first time, gives what they give one by one."""
         key = identify(function)
-        if not self.stacked or not self._evaluates_together.get(key, True):
+        if not self.stacked or key is None or not self._evaluates_together.get(key, True):
             return self._evaluate_plain(function, batch)
         self._template.eval()
         random_states = torch.get_rng_state(), get_python_random()
