@@ -163,7 +163,8 @@ def test_a_sweep_runs_on_a_dask_cluster_with_the_same_numbers(monkeypatch, data)
         with cluster, distributed.Client(cluster), joblib.parallel_config(backend="dask"):
             results = sweep(run, [Logistic, MLP], 2, chunk=1)
     for name, history in expected.items():
-        np.testing.assert_array_equal(results[name]["train_loss"], history["train_loss"])
+        # To rounding: a worker of a cluster is another process of another kind, and in general another machine.
+        np.testing.assert_allclose(results[name]["train_loss"], history["train_loss"], rtol=2e-6)
 
 
 def test_environment_is_checked(monkeypatch):
