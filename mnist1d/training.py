@@ -8,6 +8,7 @@ import multiprocessing
 import numbers
 import os
 import pickle
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -354,7 +355,23 @@ def early_stopped(history):
     return np.take_along_axis(history["test_acc"], best[:, None], 1)[:, 0]
 
 
+# Random generators and the default dtype belong to a whole process: of its threads one trains at a time.
+_turn = threading.Lock()
+_thread = threading.local()
+
+
 def _run_task(run, variant, seeds, dtype):
+    if getattr(_thread, "in_task", False):  # of a sweep within a sweep
+        return _run_alone(run, variant, seeds, dtype)
+    with _turn:
+        _thread.in_task = True
+        try:
+            return _run_alone(run, variant, seeds, dtype)
+        finally:
+            _thread.in_task = False
+
+
+def _run_alone(run, variant, seeds, dtype):
     flushes = not (torch.tensor([1e-39], dtype=torch.float32) / 2).item()
     before = torch.get_num_threads(), torch.get_default_dtype(), flushes
     torch.set_num_threads(1)
@@ -443,7 +460,8 @@ def sweep(
 
     Notes
     -----
-    Workers are joblib's: inside ``joblib.parallel_config(backend="dask")`` the same sweep runs on a cluster.
+    Workers are joblib's: inside ``joblib.parallel_config(backend="dask")`` the same sweep runs on a cluster, best
+    with one thread a worker, as the threads of a process take turns. A sweep within a sweep runs in its place.
     """
     if not isinstance(variants, Mapping):
         variants = list(variants)
@@ -458,7 +476,8 @@ def sweep(
     if chunk < 1:
         raise ValueError(f"chunk={chunk}: must be at least 1")
     tasks = [(name, seeds[i : i + chunk]) for name in variants for i in range(0, len(seeds), chunk)]
-    jobs = min(get_jobs(), len(tasks))
+    nested = getattr(_thread, "in_task", False)  # its workers are all busy
+    jobs = 1 if nested else min(get_jobs(), len(tasks))
     dtype = torch.get_default_dtype()
     calls = (joblib.delayed(_run_task)(run, variants[name], part, dtype) for name, part in tasks)
     collected = {name: [] for name in variants}
@@ -480,7 +499,7 @@ def sweep(
         with warnings.catch_warnings():
             # joblib restarts a worker that keeps much memory, and loses nothing by it.
             warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
-            results = joblib.Parallel(n_jobs=jobs, return_as="generator")(calls)
+            results = joblib.Parallel(jobs, "sequential" if nested else None, return_as="generator")(calls)
             progress = tqdm(results, total=len(tasks), desc=desc)
             for (name, part), (result, error, memory) in zip(tasks, progress, strict=True):
                 note_peak_memory(memory)

@@ -1,6 +1,7 @@
 """The engine at its edges: what it refuses, notices, keeps and restores."""
 
 import copy
+import functools
 import inspect
 import itertools
 import pickle
@@ -576,6 +577,30 @@ def test_python_draws_that_begin_late_are_noticed(data):
 
     with pytest.warns(UserWarning, match="draws from the generator of python or numpy"):
         check(lambda: Late(40, 10), data, steps=30, replay=False, before=lambda step: state.update(step=step))
+
+
+def test_what_another_thread_draws_from_python_is_not_taken_for_the_models(monkeypatch, data):
+    drawn = []
+
+    def draw_at_times(function):
+        calls = itertools.count(1)
+
+        @functools.wraps(function)
+        def wrapped(*args):
+            results = function(*args)
+            if next(calls) % 4 == 1:  # in between, as another thread would
+                drawn.append(random.random())
+            return results
+
+        return wrapped
+
+    alone = train(MLP, data, 2, steps=30, batch_size=50, eval_every=10)
+    for name in ("_backward_plain", "_call"):  # all that runs a model
+        monkeypatch.setattr(Stack, name, draw_at_times(getattr(Stack, name)))
+    beside = train(MLP, data, 2, steps=30, batch_size=50, eval_every=10)
+    assert len(drawn) > 3
+    for name, values in alone.items():
+        np.testing.assert_array_equal(beside[name], values)
 
 
 def test_noise_that_begins_late_is_drawn_from_each_seeds_generator(data):

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import threading
 import warnings
 
 import numpy as np
@@ -163,8 +164,38 @@ def test_a_sweep_runs_on_a_dask_cluster_with_the_same_numbers(monkeypatch, data)
         with cluster, distributed.Client(cluster), joblib.parallel_config(backend="dask"):
             results = sweep(run, [Logistic, MLP], 2, chunk=1)
     for name, history in expected.items():
-        # To rounding: a worker of a cluster is another process of another kind, and in general another machine.
-        np.testing.assert_allclose(results[name]["train_loss"], history["train_loss"], rtol=2e-6)
+        np.testing.assert_array_equal(results[name]["train_loss"], history["train_loss"])
+
+
+def test_threads_of_one_process_train_in_turn_with_the_same_numbers(monkeypatch, data):
+    import joblib
+
+    class Noisy(MLP):
+        def forward(self, x):
+            return super().forward(x + 0.5 * torch.randn_like(x) if self.training else x)
+
+    def run(build, seeds):
+        return train(build, data, seeds, steps=30, batch_size=50)
+
+    monkeypatch.setenv("JOBS", "2")
+    expected = sweep(run, [Noisy, MLP], 2, chunk=1)
+    with joblib.parallel_config(backend="threading"):
+        results = sweep(run, [Noisy, MLP], 2, chunk=1)
+    for name, history in expected.items():
+        np.testing.assert_array_equal(results[name]["train_loss"], history["train_loss"])
+
+
+def test_a_sweep_within_a_sweep_runs_in_its_place(monkeypatch):
+    monkeypatch.setenv("JOBS", "2")
+
+    def place(_, seeds):
+        return [(os.getpid(), threading.get_ident()) for _ in seeds]
+
+    def run(variant, seeds):
+        inner = sweep(place, ["first", "second"], seeds, chunk=1)
+        return [{(os.getpid(), threading.get_ident())} == {*inner["first"], *inner["second"]} for _ in seeds]
+
+    assert all(np.all(same) for same in sweep(run, ["a", "b"], 2, chunk=1).values())
 
 
 def test_environment_is_checked(monkeypatch):

@@ -41,6 +41,7 @@ __all__ = ["ReplayError", "Stack"]
 
 CHECK_EVERY = 200  # steps between comparisons of a replay with autograd
 MAX_RECORDINGS = 4
+ATTEMPTS = 3  # Python's generators belong to all threads: another one may draw too, but not every time
 
 
 class ReplayError(RuntimeError):
@@ -422,11 +423,15 @@ class Stack:
 
     def _run_together(self, batch):
         before, state, python = self._save_inner(), torch.get_rng_state(), get_python_random()
-        with self._draws or nullcontext():
-            results = self._backward_together(*batch)
-        if python != get_python_random():
+        for _ in range(ATTEMPTS):
+            with self._draws or nullcontext():
+                results = self._backward_together(*batch)
+            if python == get_python_random():
+                break
             set_python_random(python)
+            torch.set_rng_state(state)
             self._restore_inner(before)
+        else:
             raise _PythonDrawsError("it draws from the generator of python or numpy")
         if torch.equal(state, torch.get_rng_state()):
             return results
@@ -465,8 +470,6 @@ class Stack:
             losses = self._backward_plain(batch)  # an error here is the user's own
         if seen != describe():
             reason = "the module or the loss counts or remembers in Python, or in tensors that are no buffers"
-        elif drawn != self._python_rng:
-            reason = "it draws from the generator of python or numpy"
         elif has_hooks(module) or (finder.found and len(self) > 1):
             reason = "it has hooks on gradients"
         else:
@@ -499,6 +502,7 @@ class Stack:
             self._restore_inner(after)
             return self._explain(reason, losses)
         self._restore_inner(before)
+        self._python_rng[:] = drawn  # if it differs, another thread drew
         self.stacked = True
         return self._compute(batch)
 
@@ -668,18 +672,20 @@ class Stack:
             return self._evaluate_plain(function, batch)
         self._template.eval()
         random_states = torch.get_rng_state(), get_python_random()
-        try:
-            with self._draws or nullcontext():
-                together, _ = self._call(function, self.params, copy.deepcopy(self.buffers), *batch)
-        except Exception:  # whatever vmap cannot; the plain way tells whether it is the user's error
-            self._evaluates_together[key] = False
-            return self._evaluate_plain(function, batch)
-        if not torch.equal(random_states[0], torch.get_rng_state()) or random_states[1] != get_python_random():
-            # It draws from what all models share: each from its own instead.
+        for _ in range(ATTEMPTS):
+            try:
+                with self._draws or nullcontext():
+                    together, _ = self._call(function, self.params, copy.deepcopy(self.buffers), *batch)
+            except Exception:  # whatever vmap cannot; the plain way tells whether it is the user's error
+                self._evaluates_together[key] = False
+                return self._evaluate_plain(function, batch)
+            if torch.equal(random_states[0], torch.get_rng_state()) and random_states[1] == get_python_random():
+                break
             torch.set_rng_state(random_states[0])
             set_python_random(random_states[1])
-            self._evaluates_together[key] = False
             self._restore_inner(saved)
+        else:  # it draws from what all models share: each from its own instead
+            self._evaluates_together[key] = False
             return self._evaluate_plain(function, batch)
         if key not in self._evaluates_together:
             self._restore_inner(saved)
