@@ -51,10 +51,10 @@ def test_run_is_decided_by_its_seeds_and_keeps_their_order(notebook):
     variant = ("blobs", 120, {"perplexity": 10})
     both = cells["run"](variant, [0, 1])
     alone = cells["run"](variant, [1])
-    assert both["plane"].shape == (2, 120, 2) and both["by_digit"].shape == (2, 10)
+    assert both["embedding"].shape == (2, 120, 2) and both["by_digit"].shape == (2, 10)
     for name, values in both.items():
         np.testing.assert_array_equal(values[1:], alone[name])
-    np.testing.assert_allclose(both["by_digit"].mean(1), both["plane_acc"])  # classes of one size
+    np.testing.assert_allclose(both["by_digit"].mean(1), both["embedding_acc"])  # classes of one size
 
 
 def test_clusters_are_found_without_labels_and_sectors_of_a_disc_are_none(cells):
