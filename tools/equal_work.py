@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mnist1d import make_dataset
+from mnist1d import make_dataset, reorder
 from mnist1d.settings import get_jobs
 from mnist1d.training import sweep, train
 from mnist1d.utils import open_for_rename
@@ -46,6 +46,16 @@ def train_all(notebook, steps):
 
 def make_data(notebook):
     notebook["data"] = make_dataset(num_samples=5000, validation_split=0.02)
+
+
+def make_shuffled(notebook):
+    make_data(notebook)
+    notebook["data"] = reorder(notebook["data"], np.random.RandomState(42).permutation(40))
+
+
+def shuffle_plainly(notebook, steps):
+    for build in notebook["MODELS"].values():
+        notebook["train_one"](build, notebook["data"], steps)
 
 
 def run_all(notebook, seeds, steps):
@@ -106,12 +116,67 @@ def run_lottery(notebook, seeds, steps):
     notebook["train_rows"](weights, masks, data, steps, notebook["BATCH_SIZE"], steps)
 
 
+def prepare_lr(notebook):
+    data, steps, size = make_dataset(), notebook["INNER_STEPS"], notebook["BATCH_SIZE"]
+    order = np.arange(steps * size) % len(data["x"])
+    notebook["batches_x"] = data["x"][order].reshape(steps, size, -1).astype(np.float32)
+    notebook["batches_y"] = data["y"][order].reshape(steps, size)
+
+
+def metalearn_plainly(notebook, steps):
+    notebook.update(OUTER_STEPS=steps)
+    notebook["metalearn"](torch.full((1, 1, 1), 0.15), [0], notebook["OUTER_RATE"])
+
+
+def metalearn(notebook, seeds, steps):
+    notebook.update(OUTER_STEPS=steps)
+    notebook["run"](((0.15,), (1, 1), notebook["OUTER_RATE"]), seeds)
+
+
+def prepare_activation(notebook):
+    notebook["data"] = make_dataset(num_samples=10_000)
+
+
+def differentiate_plainly(notebook, steps):
+    activation = notebook["make_activation"](0)
+    notebook["meta_gradient"](activation, activation, 0, steps=steps)
+
+
+def differentiate(notebook, seeds, steps):
+    for seed in seeds:
+        activation = notebook["make_activation"](seed)
+        notebook["meta_gradient"](activation, notebook["tabulate"](activation, frozen=False), seed, steps=steps)
+
+
+def prepare_subspaces(notebook):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2560, 28, 28), np.uint8), rng.integers(0, 10, 2560)
+    notebook["images"] = {"x": images[0], "y": images[1], "x_test": images[0][:100], "y_test": images[1][:100]}
+    notebook["network"] = lambda: notebook["ImageCNN"](10, 20, 5, 50)
+
+
+def project_plainly(notebook, steps):
+    notebook["train_plainly"](notebook["network"], notebook["images"], 1000, 0, steps, notebook["BATCH"])
+
+
+def project(notebook, seeds, steps):
+    options = {"batch_size": notebook["BATCH"], "learning_rate": notebook["LEARNING_RATE"], "group": 1}
+    notebook["train_subspace"](notebook["network"], notebook["images"], [1000], seeds, steps=steps, **options)
+
+
 ROWS = {
     "benchmarks": Row(train_all, run_all, 1000, 6000, "a step of each of the four models", prepare=make_data),
+    "shuffling": Row(shuffle_plainly, run_all, 1000, 6000, "a step of each of the four models, shuffled data",
+                     prepare=make_shuffled),
     "double_descent": Row(descend_plainly, descend, 1000, 20_000 * 67 // 6, "a step of six sizes, MLP and CNN", 5,
                           prepare=draw_noisy),
     "lottery_tickets": Row(lambda n, steps: n["search_plainly"](0, 0, steps), run_lottery, 600, 2 * 99 * 1500,
                            "a step of the dense network, batch 100", prepare=prepare_lottery),
+    "metalearn_lr": Row(metalearn_plainly, metalearn, 4, 2 * 51, "an outer step from one start", prepare=prepare_lr),
+    "metalearn_activation": Row(differentiate_plainly, differentiate, 20, 301 * 301,
+                                "an inner step and its part of the meta-gradient", 2, prepare=prepare_activation),
+    "random_subspaces": Row(project_plainly, project, 60, 4 * 100 * 234, "a step of the CNN in 1000 dimensions", 4,
+                            prepare=prepare_subspaces),
     "simclr": Row(lambda n, steps: n["pretrain_one"](n["get_head"](2), n["x"], steps), run_simclr, 500, 24_000,
                   "a step of the default head, 100 pairs", prepare=prepare_simclr),
     "pooling": Row(lambda n, steps: n["train_one"](n["max"], n["take"](0, 5000), steps), run_pooling, 1500, 180_000,
@@ -132,7 +197,7 @@ def measure(slug, row, repeats=REPEATS):
         return np.zeros(len(seeds))
 
     threads = torch.get_num_threads()
-    sweep(run, [40], range(row.seeds), chunk=chunk)  # workers start, data are read
+    sweep(run, [min(40, row.steps)], range(row.seeds), chunk=chunk)  # workers start, data are read
     plain, ours = [], []
     for _ in range(repeats):
         torch.set_num_threads(threads)
