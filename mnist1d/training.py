@@ -78,7 +78,7 @@ def split_tensors(
         require(lengths[0] == lengths[1] > 0, f"lengths of x{split}, y{split}", lengths, "equal, and at least 1")
 
     def convert(name):
-        tensor = torch.stack([torch.as_tensor(np.require(d[name + split], requirements="W")) for d in datasets])
+        tensor = torch.stack([torch.as_tensor(np.require(d[name + split], requirements="CW")) for d in datasets])
         floating = tensor.is_floating_point()
         dtype = torch.get_default_dtype() if floating else tensor.dtype if tensor.is_complex() else torch.int64
         return tensor.to(device, dtype).expand(n_seeds, *tensor.shape[1:])

@@ -835,16 +835,23 @@ def test_optimizers_that_replace_keep_and_schedule(data, make):
 
 
 def test_a_scheduler_of_ones_own_loop_sets_the_rate():
-    def run(stack, rate):
-        for step, (x, y) in enumerate(draw(steps=8)):
-            stack.backward(x, y)
-            if step == 4:
-                stack.optimizers._optimizers[0].param_groups[0]["lr"] = rate
-            stack.step()
-        return stack.params["linear.weight"].detach()
-
-    stacks = [Stack(Logistic, SEEDS, optimizer="sgd", learning_rate=0.1) for _ in range(2)]
-    assert not torch.equal(run(stacks[0], 0.01), run(stacks[1], 0.1))
+    stack, models = Stack(Logistic, SEEDS, optimizer="sgd", learning_rate=0.1), []
+    for seed in SEEDS:
+        set_seed(seed)
+        models.append(Logistic())
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in models]
+    for step, (x, y) in enumerate(draw(steps=8)):
+        if step == 4:
+            for optimizer in (*optimizers, *stack.optimizers._optimizers):
+                optimizer.param_groups[0]["lr"] = 0.01
+        stack.backward(x, y)
+        stack.step()
+        for i, (model, optimizer) in enumerate(zip(models, optimizers, strict=True)):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x[i]), y[i]).backward()
+            optimizer.step()
+    for i, model in enumerate(models):
+        torch.testing.assert_close(stack.params["linear.weight"][i], model.linear.weight)
 
 
 @pytest.mark.parametrize("seeds", [[0], [0, 1]])

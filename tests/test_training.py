@@ -171,6 +171,12 @@ def test_a_diverged_seed_is_nan_from_there_on_and_named(data):
     assert np.isfinite(history["test_acc"][:, 0]).all()
 
 
+def test_arrays_that_are_views_from_right_to_left_are_taken(data):
+    flipped = {name: value[:, ::-1] if name[0] == "x" else value for name, value in data.items()}
+    copied = {name: np.array(value) for name, value in flipped.items()}
+    np.testing.assert_array_equal(*(train(MLP, d, 2, steps=3)["train_loss"] for d in (flipped, copied)))
+
+
 def test_arrays_that_cannot_be_written_are_taken_without_a_warning():
     data = {name: np.asarray(value) for name, value in make_dataset({"num_samples": 100}).items() if name[0] in "xy"}
     for value in data.values():
