@@ -20,7 +20,7 @@ RESULTS = report.read_all(ROOT)
 def test_results_belong_to_the_registry(slug):
     results = RESULTS[slug]
     assert results["profile"] == "paper" and not results["no_verdict"] and not results["seed_offset"]
-    assert results["peak_memory_mib"] < 4096  # two notebooks side by side fit into 8 GiB
+    assert results["peak_memory_mib"] < 3072
     expected = {claim_id for claim_id, claim in CLAIMS.items() if claim.slug == slug}
     assert {claim["id"] for claim in results["claims"]} | results["missing"].keys() == expected
     for judged in results["claims"]:
