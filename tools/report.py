@@ -30,6 +30,7 @@ FIGURES = {
     "shuffling": "Figure 2, Table 1",
     "tsne": "Figure 3",
     "lottery_tickets": "Figures 4, S2",
+    "lottery_biases": "beyond the paper",
     "double_descent": "Figure 5",
     "metalearn_lr": "Figure 6",
     "metalearn_activation": "Figure 7",
