@@ -103,7 +103,8 @@ CLAIMS = {
         "the human errs most on 2 and 7, then 4, not on 3 and 6; more than the CNN on 9, less on 1", "P, Figure S1",
         "2, 7, 4; not 3, 6", "rank of the digit by error (1 is worst); wrong answers; human minus CNN error, points",
         {"rank of 2": "= 1", "rank of 7": "= 2", "rank of 4": "= 3", "wrong on 3": "= 0", "wrong on 6": "= 0",
-         "9, human - CNN": "> 0", "1, human - CNN": "< 0"}, "The 400 answers are facts; the CNN's errors are not."),
+         "9, human - CNN": "bootstrap > 0", "1, human - CNN": "bootstrap < 0"},
+        "The 400 answers are facts; a difference holds the chance in 40 answers to a digit, and in the networks."),
     "shuffle.acc": Claim("shuffling", "test accuracy on shuffled data", "P, Table 1", "32 ± 1, 68 ± 2, 56 ± 2, 57 ± 2",
         "test accuracy, percent",
         {f"{model}, {when}": bound for model, bound in (("logistic", "32 ± 1"), ("MLP", "68 ± 2"), ("CNN", "56 ± 2"),
@@ -396,7 +397,8 @@ def format_measured(part):
         half = (interval[1] - interval[0]) / 2
         decimals = min(5, max(0, 1 - math.floor(math.log10(half)))) if half > 1e-12 else 2
         text = f"{mean:.{decimals}f} [{interval[0]:.{decimals}f}, {interval[1]:.{decimals}f}]"
-    return f"{part['part']} {text}, n = {part['n']}".strip()
+    n = f"{part['n']:,d} resamples" if part["kind"] == "bootstrap" else f"n = {part['n']}"
+    return f"{part['part']} {text}, {n}".strip()
 
 
 class Verdicts(list):
