@@ -1,4 +1,4 @@
-"""Results are confirmed where the old and the new package give the same numbers, and nowhere else."""
+"""Results are confirmed where the old and the new code give the same numbers and pictures, and nowhere else."""
 
 import json
 
@@ -9,11 +9,12 @@ from mnist1d.results import code_digest
 from notebooks import ROOT
 
 
-def write_checkout(root, gain, cell="data = translate(x)"):
+def write_checkout(root, gain, cell="data = translate(x)", **knobs):
     """A checkout of one notebook and a package of one function."""
     for folder in ("notebooks", "figures", "mnist1d", "build/quick"):
         (root / folder).mkdir(parents=True)
     (root / "mnist1d" / "transform.py").write_text(f"def translate(x):\n    return {gain} * x\n", encoding="utf-8")
+    (root / "mnist1d" / "published.json").write_text(json.dumps({"pooling": {"STEPS": 6000} | knobs}), encoding="utf-8")
     cells = [{"cell_type": "code", "source": [cell], "metadata": {}}]
     (root / "notebooks" / "pooling.ipynb").write_text(json.dumps({"cells": cells}), encoding="utf-8")
     return root
@@ -31,6 +32,8 @@ def checkouts(tmp_path):
     for root, seconds in ((old, 1), (new, 2)):
         numbers = {"a": [1.0, 2.0], "seconds": seconds}
         write_results(root, "build/quick", code=code_digest("pooling", root), numbers=numbers)
+        (root / "build" / "quick" / "pooling.png").write_bytes(b"a picture")
+    (new / "figures" / "pooling.png").write_bytes(b"the full picture")
     return old, new
 
 
@@ -59,11 +62,21 @@ def test_other_numbers_or_runs_of_other_code_do_not(checkouts):
     assert read(new) == before
 
 
-def test_another_cell_or_results_of_other_code_are_no_candidates(checkouts, tmp_path):
+def test_another_picture_does_not_confirm(checkouts):
+    old, new = checkouts
+    (new / "build" / "quick" / "pooling.png").write_bytes(b"another picture")
+    assert not confirm.confirm("pooling", old, new, "quick")
+    (new / "build" / "quick" / "pooling.png").write_bytes(b"a picture")
+    (new / "figures" / "pooling_curves.png").write_bytes(b"drawn in the full profile alone")
+    assert not confirm.confirm("pooling", old, new, "quick")
+
+
+def test_another_knob_or_results_of_other_code_are_no_candidates(checkouts, tmp_path):
     old, _ = checkouts
-    new = write_checkout(tmp_path / "newer", "2.0", cell="data = translate(3 * x)")
-    write_results(new, "figures", profile="paper", code=code_digest("pooling", old), numbers={})
-    assert confirm.list_candidates(old, new, ["pooling"]) == []
+    for name, knobs, candidates in (("more", {"BLOCKS": 20}, ["pooling"]), ("other", {"STEPS": 3000}, [])):
+        new = write_checkout(tmp_path / name, "2.0", cell="data = translate(3 * x)", **knobs)
+        write_results(new, "figures", profile="paper", code=code_digest("pooling", old), numbers={})
+        assert confirm.list_candidates(old, new, ["pooling"]) == candidates
     new = write_checkout(tmp_path / "newest", "2.0")
     write_results(new, "figures", profile="paper", code="of long ago", numbers={})
     assert confirm.list_candidates(old, new, ["pooling"]) == []

@@ -7,11 +7,19 @@ from torch import nn
 from torch.nn import functional as F
 
 from mnist1d.models import count_parameters
+from notebooks import run_parameters
 
 
 @pytest.fixture
 def namespace(notebook):
     return notebook("double_descent")
+
+
+def test_impossible_knobs_are_refused_at_the_top():
+    with pytest.raises(ValueError, match=r"LABEL_NOISE=0\.0: must lie between 0 and 1"):
+        run_parameters("double_descent", LABEL_NOISE=0.0)
+    with pytest.raises(ValueError, match="BATCH_SIZE=5000: must be at most a quarter"):
+        run_parameters("double_descent", BATCH_SIZE=5000)
 
 
 @pytest.mark.parametrize("level", [0.05, 0.15, 0.3])

@@ -9,6 +9,7 @@ import torch
 import lottery_control
 from mnist1d import make_dataset
 from mnist1d.models import MLP
+from notebooks import run_parameters
 
 SEEDS = [0, 1, 2]
 SCOPES = ["layerwise", "global", "biases on their own", "biases kept"]
@@ -43,6 +44,13 @@ def draw_masks(nb, density, scope, criterion="magnitude", seeds=SEEDS):
     weights, masks = nb["draw_weights"](seeds)
     scores = weights, weights, weights, masks
     return weights, nb["prune_rows"](CRITERIA[criterion], *scores, density, GROUPS[scope], seeds)
+
+
+def test_impossible_knobs_are_refused_at_the_top():
+    with pytest.raises(ValueError, match=r"CURVE_STEPS=9000: must be at most PUBLISHED_STEPS"):
+        run_parameters("lottery_tickets", CURVE_STEPS=9000)
+    with pytest.raises(ValueError, match="TICKET_DENSITY=1: must lie between 0 and 1"):
+        run_parameters("lottery_tickets", TICKET_DENSITY=1)
 
 
 def test_full_masks_leave_the_network_of_the_benchmarks(nb):

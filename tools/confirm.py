@@ -1,9 +1,10 @@
-"""Confirm the committed results after a change of the package that moves no number.
+"""Confirm the committed results after a change of the code that moves no number and no picture.
 
 Results are those of the code that made them, by its digest, and a full run of all notebooks takes hours. A change
-that is meant to leave all numbers alone, in the engine say, can be shown to do so in minutes: notebooks whose cells
-have not changed are run in a short profile with the package of a revision and with that of today, on one machine.
-Where every number is the same to the last digit, the results of the revision's code are confirmed as today's.
+that is meant to leave all numbers alone, in the engine say, or of a message in a notebook, can be shown to do so in
+minutes: notebooks whose published knobs have not changed are run in a short profile as they are in a revision and
+as they are today, on one machine. Where every number is the same to the last digit, and every picture to the last
+byte, the results of the revision's code are confirmed as today's.
 """
 
 import argparse
@@ -16,22 +17,19 @@ import sys
 from agreement import read_numbers, read_results
 from mnist1d.results import code_digest
 from mnist1d.utils import open_for_rename
-from notebooks import read_notebook
 from run_notebooks import ROOT, list_slugs
 
 
-def read_code(slug, root):
-    return [source for kind, source, _ in read_notebook(slug, root) if kind == "code"]
-
-
 def list_candidates(old, new, slugs):
-    """The notebooks whose results belong to the old package and whose cells are the same in both."""
+    """The notebooks whose results belong to the old code and whose knobs have their old values in both."""
     found = []
+    knobs = [json.loads((root / "mnist1d" / "published.json").read_text(encoding="utf-8")) for root in (old, new)]
     for slug in slugs:
         results = read_results(new / "figures" / f"{slug}.json") or {}
         before, after = code_digest(slug, old), code_digest(slug, new)
         is_theirs = before in (results.get("code"), results.get("confirmed", {}).get("code"))
-        if is_theirs and before != after and read_code(slug, old) == read_code(slug, new):
+        theirs, ours = (k.get(slug, {}) for k in knobs)
+        if is_theirs and before != after and {name: ours.get(name) for name in theirs} == theirs:
             found.append(slug)
     return found
 
@@ -43,13 +41,22 @@ def run(root, slugs, profile):
     subprocess.run(command, check=False, cwd=root, env=environment)  # what has no results is not confirmed
 
 
+def read_pictures(slug, folder):
+    """The pictures of a notebook's run, name to bytes."""
+    return {path.name: path.read_bytes() for path in folder.glob(f"{slug}*") if path.suffix in (".png", ".gif")}
+
+
 def confirm(slug, old, new, profile):
-    """Mark the results of one notebook if both runs have the same numbers; whether they have."""
+    """Mark the results of one notebook if both runs have the same numbers and pictures; whether they have."""
     theirs, ours = (read_results(root / "build" / profile / f"{slug}.json") for root in (old, new))
     if None in (theirs, ours) or theirs["code"] != code_digest(slug, old) or ours["code"] != code_digest(slug, new):
         return False
     if read_numbers(theirs) != read_numbers(ours):
         return False
+    if (pictures := read_pictures(slug, old / "build" / profile)) != read_pictures(slug, new / "build" / profile):
+        return False
+    if {path.name for path in (new / "figures").glob(f"{slug}*.png")} - pictures.keys():
+        return False  # of a picture that neither run has drawn nothing is known
     path = new / "figures" / f"{slug}.json"
     results = read_results(path)
     confirmed = {"code": ours["code"], "profile": profile}
@@ -81,7 +88,7 @@ def main(arguments=None):
         run(root, slugs, options.profile)
     outcomes = {slug: confirm(slug, old, ROOT, options.profile) for slug in slugs}
     for slug, same in outcomes.items():
-        print(f"{slug}: {'the same numbers, confirmed' if same else 'not confirmed'}")
+        print(f"{slug}: {'the same numbers and pictures, confirmed' if same else 'not confirmed'}")
     return 0 if all(outcomes.values()) else 1
 
 
