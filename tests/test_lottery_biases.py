@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from notebooks import run_parameters
+
 SEEDS = [0, 1, 2]
 LAYERS = ("linear1", "linear2", "linear3")
 PARTS = ("weight", "bias")
@@ -16,8 +18,9 @@ BIASES = {
 
 @pytest.fixture
 def nb(notebook, dataset):
-    knobs = {"HIDDEN": 24, "STEPS": 6, "ROUNDS": 2, "DENSITY": 0.1, "LAYERS": LAYERS, "BIASES": BIASES}
-    return notebook("lottery_biases", **knobs, PLAIN=dataset)
+    search = {"biases": "with the weights", "rounds": 2, "steps": 6, "data": "plain", "learning_rate": 2e-2}
+    knobs = {"HIDDEN": 24, "STEPS": 6, "ROUNDS": 2, "DENSITY": 0.1, "SEARCH": search, "LAYERS": LAYERS}
+    return notebook("lottery_biases", **knobs, BIASES=BIASES, PLAIN=dataset)
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +30,17 @@ def dataset():
     return make_dataset({"num_samples": 500})
 
 
+def test_a_misspelt_choice_is_named_at_the_top():
+    with pytest.raises(ValueError, match=r"VARIANTS: unknown \{'round'\}; must be among"):
+        run_parameters("lottery_biases", VARIANTS={"reference": {}, "seven": {"round": 7}})
+
+
 @pytest.mark.parametrize("biases", BIASES)
 def test_the_search_over_seeds_is_the_plain_one(nb, biases):
     found = nb["search"]({"biases": biases}, SEEDS)
     for i, seed in enumerate(SEEDS):
         masks, accuracies = nb["search_one"](seed, biases, 2, 6)
-        np.testing.assert_allclose(found["search_acc"][i], accuracies, atol=0.01)
+        np.testing.assert_allclose([*found["rounds"][i], found["plain"][i]], accuracies, atol=0.01)
         left = [masks[f"{layer}.bias"].mean().item() for layer in LAYERS]
         np.testing.assert_allclose(found["left"][i], left, atol=0.05)  # one unit of 24, where magnitudes tie
 
@@ -53,7 +61,7 @@ def test_a_group_keeps_its_share_and_what_is_in_no_group_stays(nb):
 def test_what_is_pruned_stays_zero_while_a_network_trains(nb):
     initial, masks = nb["draw_weights"](SEEDS)
     masks = nb["prune_rows"]({name: p.abs() for name, p in initial.items()}, 0.1, BIASES["with the weights"])
-    final, acc = nb["train_rows"](initial, masks, [nb["PLAIN"]] * 3, 6, 2)
+    final, acc = nb["train_rows"](initial, masks, [nb["PLAIN"]] * 3, 6, 2e-2, 2)
     assert acc.shape == (3, 3)
     for name, mask in masks.items():
         assert not final[name][mask == 0].any()
@@ -74,4 +82,8 @@ def test_a_random_mask_has_nothing_to_do_with_the_weights_and_belongs_to_the_see
     weights, mask = initial["linear2.weight"].abs(), masks["linear2.weight"].bool()
     assert torch.equal(mask[2:], alone["linear2.weight"].bool()) and not torch.equal(mask[0], mask[1])
     assert mask.double().mean().item() == pytest.approx(0.3, abs=0.01)
+    control = nb["draw_masks"](SEEDS, masks)
+    for name in masks:
+        assert torch.equal(control[name].flatten(1).sum(1), masks[name].flatten(1).sum(1))
+        assert not torch.equal(control[name], masks[name])
     assert weights[mask].mean().item() == pytest.approx(weights[~mask].mean().item(), rel=0.1)
