@@ -62,6 +62,12 @@ def test_other_numbers_or_runs_of_other_code_do_not(checkouts):
     assert read(new) == before
 
 
+def test_a_notebook_that_the_revision_does_not_have_is_no_candidate(checkouts):
+    old, new = checkouts
+    (old / "notebooks" / "pooling.ipynb").unlink()
+    assert confirm.list_candidates(old, new, ["pooling"]) == []
+
+
 def test_another_picture_does_not_confirm(checkouts):
     old, new = checkouts
     (new / "build" / "quick" / "pooling.png").write_bytes(b"another picture")

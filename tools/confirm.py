@@ -25,6 +25,8 @@ def list_candidates(old, new, slugs):
     found = []
     knobs = [json.loads((root / "mnist1d" / "published.json").read_text(encoding="utf-8")) for root in (old, new)]
     for slug in slugs:
+        if not (old / "notebooks" / f"{slug}.ipynb").is_file():  # newer than the revision
+            continue
         results = read_results(new / "figures" / f"{slug}.json") or {}
         before, after = code_digest(slug, old), code_digest(slug, new)
         is_theirs = before in (results.get("code"), results.get("confirmed", {}).get("code"))
