@@ -43,9 +43,14 @@ def run(root, slugs, profile):
     subprocess.run(command, check=False, cwd=root, env=environment)  # what has no results is not confirmed
 
 
-def read_pictures(slug, folder):
-    """The pictures of a notebook's run, name to bytes."""
-    return {path.name: path.read_bytes() for path in folder.glob(f"{slug}*") if path.suffix in (".png", ".gif")}
+def are_pictures_same(slug, old, new, profile):
+    """Whether both runs have drawn every committed picture of a notebook, and alike."""
+    for path in (new / "figures").glob(f"{slug}*"):
+        if path.suffix in (".png", ".gif"):
+            theirs, ours = (root / "build" / profile / path.name for root in (old, new))
+            if not (theirs.is_file() and ours.is_file() and theirs.read_bytes() == ours.read_bytes()):
+                return False
+    return True
 
 
 def confirm(slug, old, new, profile):
@@ -55,10 +60,8 @@ def confirm(slug, old, new, profile):
         return False
     if read_numbers(theirs) != read_numbers(ours):
         return False
-    if (pictures := read_pictures(slug, old / "build" / profile)) != read_pictures(slug, new / "build" / profile):
+    if not are_pictures_same(slug, old, new, profile):
         return False
-    if {path.name for path in (new / "figures").glob(f"{slug}*.png")} - pictures.keys():
-        return False  # of a picture that neither run has drawn nothing is known
     path = new / "figures" / f"{slug}.json"
     results = read_results(path)
     confirmed = {"code": ours["code"], "profile": profile}
