@@ -53,11 +53,6 @@ def make_shuffled(notebook):
     notebook["data"] = reorder(notebook["data"], np.random.RandomState(42).permutation(40))
 
 
-def shuffle_plainly(notebook, steps):
-    for build in notebook["MODELS"].values():
-        notebook["train_one"](build, notebook["data"], steps)
-
-
 def run_all(notebook, seeds, steps):
     for build in notebook["MODELS"].values():
         train(build, notebook["data"], seeds, steps=steps, eval_every=steps)
@@ -166,7 +161,7 @@ def project(notebook, seeds, steps):
 
 ROWS = {
     "benchmarks": Row(train_all, run_all, 1000, 6000, "a step of each of the four models", prepare=make_data),
-    "shuffling": Row(shuffle_plainly, run_all, 1000, 6000, "a step of each of the four models, shuffled data",
+    "shuffling": Row(train_all, run_all, 1000, 6000, "a step of each of the four models, shuffled data",
                      prepare=make_shuffled),
     "double_descent": Row(descend_plainly, descend, 1000, 20_000 * 67 // 6, "a step of six sizes, MLP and CNN", 5,
                           prepare=draw_noisy),
