@@ -130,11 +130,12 @@ def test_the_table_of_work_shows_ratios_at_equal_work_only(checkout):
     )
     assert f"steps {knobs['STEPS']:,}" in row and row.endswith("| 5 | 2.0 | - | - |")
     measured = {"ratio": 1.43, "plain_minutes": 43.04, "ours_minutes": 30.1}
-    (checkout / "figures" / "equal_work.json").write_text(json.dumps({"lottery_tickets": measured}))
-    row = next(
-        line for line in report.render(checkout)["README.md"].splitlines() if line.startswith("| lottery_tickets")
-    )
-    assert row.endswith("| 5 | 2.0 | 1.4 | 43.0 / 30.1 |")
+    measured = {"lottery_tickets": measured, "another": {**measured, "ratio": 100.0}}  # of a notebook without results
+    (checkout / "figures" / "equal_work.json").write_text(json.dumps(measured))
+    rows = report.render(checkout)["README.md"].splitlines()
+    row = next(line for line in rows if line.startswith("| lottery_tickets"))
+    assert row.endswith("| 5 | 2.0 | 1.4 | 43 / 30 |")
+    assert next(line for line in rows if line.startswith("| all |")).endswith("| 1.4, geometric mean | |")
 
 
 def test_the_work_of_older_code_is_not_told_by_the_knobs_of_today():

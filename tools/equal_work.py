@@ -208,7 +208,7 @@ def measure(slug, row, repeats=REPEATS):
             ours[i, j] = (time.perf_counter() - start) / row.seeds
     torch.set_num_threads(threads)
     a, b = (-1e3 * np.diff(np.median(side, 0)).item() / (lengths[0] - lengths[1]) for side in (plain, ours))
-    minutes = [round(ms * row.published / 6e4, 1) for ms in (a, b)]
+    minutes = [float(f"{ms * row.published / 6e4:.3g}") for ms in (a, b)]
     return {
         "work": row.work,
         "plain_ms": a,
@@ -227,7 +227,7 @@ def bench_equal_work(slugs=None, root=ROOT, publish=False):
     print(f"\n{'notebook':22s}{'plain, ms':>10s}{'ours, ms':>10s}{'ratio':>8s}{'one published run, minutes':>28s}")
     for slug in slugs or ROWS:
         known[slug] = r = measure(slug, ROWS[slug])
-        minutes = f"{r['plain_minutes']:.1f} / {r['ours_minutes']:.1f}"
+        minutes = f"{r['plain_minutes']:.2g} / {r['ours_minutes']:.2g}"
         print(f"{slug:22s}{r['plain_ms']:10.3f}{r['ours_ms']:10.3f}{r['ratio']:7.1f}x{minutes:>28s}", flush=True)
         with open_for_rename(path, "w") as file:
             json.dump(

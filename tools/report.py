@@ -210,11 +210,13 @@ def format_times(results, parameters, equal_work, stale=()):
         ratio, minutes = "-", "-"
         if slug in equal_work:
             same = equal_work[slug]
-            ratio, minutes = f"{same['ratio']:.1f}", f"{same['plain_minutes']:.1f} / {same['ours_minutes']:.1f}"
+            ratio, minutes = f"{same['ratio']:.1f}", f"{same['plain_minutes']:.2g} / {same['ours_minutes']:.2g}"
         spent = f"{len(r['seeds'])} | {get_core_minutes(r):.1f}"
         done = "of older code" if slug in stale else "; ".join(here) or "-"
         rows.append(f"| {slug} | {work} | {done} | {spent} | {ratio} | {minutes} |")
-    rows.append(f"| all | | | | {sum(map(get_core_minutes, results.values())):.0f} | | |")
+    ratios = [equal_work[slug]["ratio"] for slug in results if slug in equal_work]
+    mean = f"{np.exp(np.mean(np.log(ratios))):.1f}, geometric mean" if ratios else ""
+    rows.append(f"| all | | | | {sum(map(get_core_minutes, results.values())):.0f} | {mean} | |")
     return "\n".join(rows)
 
 
