@@ -63,23 +63,23 @@ def test_the_interval_is_the_usual_one():
     assert (low, high) == (pytest.approx(mean - half, abs=1e-4), pytest.approx(mean + half, abs=1e-4))
 
 
-def test_as_many_seeds_as_it_names_decide():
-    difference = np.array([1.0, -0.5, 0.9, -0.2, 1.1])
-    answer, needed = judge_difference(difference, margin=0.1)
-    assert answer == "undecided"
-    centre, sd = difference.mean(), difference.std(ddof=1)
-
-    def judge(n):  # n values of this mean and spread
-        values = np.resize([-1.0, 1.0], n - n % 2)
-        values = np.concatenate([values, np.zeros(n % 2)])
-        return judge_difference(centre + values * sd / values.std(ddof=1), margin=0.1)[0]
-
-    assert judge(needed) == "better" and judge(needed - 1) == "undecided"
+@pytest.mark.parametrize(("shift", "margin", "right"), [(0.4, 0.1, "better"), (0.0, 0.8, "equivalent")])
+def test_four_times_in_five_as_many_new_seeds_as_it_names_decide(shift, margin, right):
+    difference = np.array([1.0, -1.0, 0.8, -0.8, 0.3, -0.3]) + shift
+    answer, needed = judge_difference(difference, margin)
+    assert answer == "undecided" and needed > len(difference)
+    rng = np.random.default_rng(0)
+    draw = lambda n: rng.normal(difference.mean(), difference.std(ddof=1), n)  # noqa: E731
+    decided = [judge_difference(draw(needed), margin)[0] == right for _ in range(1000)]
+    assert 0.75 < np.mean(decided) < 0.86
     assert judge_difference(np.array([1.0, -1.0, 0.001]), margin=0.0)[1] == comparison.MOST_SEEDS
 
 
 def test_without_spread_there_is_no_doubt():
     assert judge_difference(np.zeros(3))[0] == "equivalent" and judge_difference(np.ones(3))[0] == "better"
+    assert judge_difference(np.zeros(3), margin=0)[0] == "equivalent"
+    same = make_comparison({"a": np.array([90.0, 91.0]), "b": np.array([91.0, 92.0])})
+    assert "With equal differences for all seeds (b) an interval says nothing of chance" in str(same)
 
 
 class Spy:
@@ -161,6 +161,37 @@ def test_loss_and_regularisation_are_arms_too():
     assert result.level == pytest.approx(1 - 0.05 / 4)
 
 
+def test_a_run_that_diverges_is_never_chosen_and_counts_as_chance(tmp_path):
+    three = {**DATA, "y": DATA["y"] % 3, "y_test": np.zeros_like(DATA["y_test"])}  # class 0 would be right
+    settings = SETTINGS | {"tune": {"learning_rate": (1e-6, 1e-3, 1e30)}, "cache": tmp_path}
+    chosen = compare({"MLP": {"build": MLP, "optimizer": "sgd"}}, three, **settings)
+    assert chosen.chosen["MLP"]["learning_rate"] < 1 and np.isneginf(chosen.validation["MLP"][2])
+    assert chosen.tried["MLP"][2] == {"learning_rate": 1e30} and chosen.diverged == {"MLP": []}
+    arms = {"MLP": MLP, "wild": {"build": MLP, "optimizer": "sgd", "learning_rate": 1e30}}
+    for _ in range(2):  # computed, then kept
+        with pytest.warns(RuntimeWarning, match=r"wild, data: seeds \[0, 1\] diverged and count as chance"):
+            result = compare(arms, three, cache=tmp_path, **SETTINGS)
+        assert result.diverged == {"MLP": [], "wild": [0, 1]} and "2 diverged" in str(result)
+        np.testing.assert_allclose(result.accuracy["wild"], 100 / 3)
+
+
+def test_a_damaged_file_of_the_cache_is_computed_again(tmp_path):
+    first = compare({"MLP": MLP}, DATA, cache=tmp_path, **SETTINGS)
+    (kept,) = tmp_path.glob("*.json")
+    kept.write_text(kept.read_text()[:20])
+    with pytest.warns(UserWarning, match="is damaged and computed again"):
+        again = compare({"MLP": MLP}, DATA, cache=tmp_path, **SETTINGS)
+    np.testing.assert_array_equal(first.accuracy["MLP"], again.accuracy["MLP"])
+    with pytest.raises(ValueError, match=r"cache=.*must be a folder"):
+        compare({"MLP": MLP}, DATA, cache=kept, **SETTINGS)
+
+
+def test_few_examples_need_no_split_where_nothing_is_chosen():
+    small = {"build": MLP, "batch_size": 8}
+    result = compare({8: small, "a|b": small}, {"num_samples": 20}, **SETTINGS | {"budget": 3})
+    assert "a\\|b" in str(result) and len(result.draw().axes) == 2 and "a|b" in repr(result)
+
+
 def test_a_better_model_is_better():
     result = compare({"logistic": Logistic, "CNN": CNN}, seeds=4, budget=300)
     assert result.answer == {"CNN": "better"} and "better" in str(result)
@@ -169,24 +200,26 @@ def test_a_better_model_is_better():
     assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["logistic", "CNN"]
 
 
-class Breaking(MLP):
-    broken = True
-
-    def forward(self, x):
-        if self.broken and self.training:
-            raise RuntimeError("broken")
-        return super().forward(x)
+class Other(MLP):
+    pass
 
 
 def test_what_had_ended_is_not_run_again(tmp_path, monkeypatch):
     tune = {"learning_rate": [1e-6, 1e-2, 1e3]}
-    arms = {"MLP": MLP, "other": Breaking}
+    broken = [True]
+
+    def schedule(step):
+        if broken[0] and step == 10:
+            raise RuntimeError("broken")
+        return 1.0
+
+    arms = {"MLP": MLP, "other": {"build": Other, "schedule": schedule}}
     with pytest.raises(RuntimeError, match="broken"):
         compare(arms, DATA, cache=tmp_path, tune=tune, **SETTINGS)
-    monkeypatch.setattr(Breaking, "broken", False)
+    broken[0] = False
     spy = Spy(monkeypatch, DATA)
     resumed = compare(arms, DATA, cache=tmp_path, tune=tune, **SETTINGS)
-    assert {build for build, *_ in spy.fits} == {Breaking} and spy.tests == 1
+    assert {build for build, *_ in spy.fits} == {Other} and spy.tests == 1
     again = compare(arms, DATA, cache=tmp_path, tune=tune, **SETTINGS)
     assert len(spy.fits) == 2 and spy.tests == 1
     fresh = compare(arms, DATA, tune=tune, **SETTINGS)
@@ -223,6 +256,24 @@ def test_several_datasets_in_one_call():
     assert list(results) == ["num_samples=200", "num_samples=300, seed=1"]
     alone = compare({"MLP": MLP}, {"num_samples": 300, "seed": 1}, **SETTINGS)
     np.testing.assert_array_equal(results["num_samples=300, seed=1"].accuracy["MLP"], alone.accuracy["MLP"])
+    assert "**num_samples=200**" in str(results) and "**num_samples=300, seed=1**" in str(results)
+    small = mnist1d.make_dataset(num_samples=200)
+    named = compare({"MLP": MLP, "logistic": Logistic}, {"small": small, "other": {"num_samples": 300}}, **SETTINGS)
+    assert list(named) == ["small", "other"] and named["small"].level == pytest.approx(1 - 0.05 / 2)
+    np.testing.assert_array_equal(named["small"].accuracy["MLP"], results["num_samples=200"].accuracy["MLP"])
+    listed = compare({"MLP": MLP}, (data for data in (small, mnist1d.get_dataset_args())), **SETTINGS | {"budget": 2})
+    assert list(listed) == ["dataset 1", "dataset 2"]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [([], r"data=\[\]: must be one"), ([{"seed": 1}, {"seed": 1}], "must be one dataset, or several that differ"),
+     ({k: DATA[k] for k in ("x", "y")}, r"has no \['x_test', 'y_test'\]"), ({"train_split": 1.0}, "has no .*test"),
+     ({**DATA, "y": DATA["y"] + 0.5}, "labels of 'data'='float64': must be integers")],
+)  # fmt: skip
+def test_what_is_no_dataset_is_said_first(data, message):
+    with pytest.raises(ValueError, match=message):
+        compare({"MLP": MLP}, data, **SETTINGS)
 
 
 def test_two_processes_give_the_same(monkeypatch):
@@ -246,12 +297,23 @@ def test_two_processes_give_the_same(monkeypatch):
      ({"a": MLP}, {"validation": 2.0}, "validation=2.0: must"), ({"a": MLP}, {"validation": "x"}, "validation='x'"),
      ({"a": MLP}, {"tune_seeds": 1.5}, "tune_seeds=1.5: must"), ({"a": MLP}, {"budget": 2.0}, "budget=2.0: must"),
      ({"a": {"build": MLP, "order": "x"}}, {}, "'a': order='x': must"),
+     ({"a": {"build": MLP, "lr": 0.1}}, {}, r"\['lr'\]; must have `build`.*learning_rate.*others go into build"),
+     ({"a": MLP()}, {}, "'a' is a model; must be what makes one"), ({"a": MLP}, {"margin": np.inf}, "margin=inf: must"),
+     ({"a": {"build": MLP, "loss": nn.CrossEntropyLoss(reduction="none")}}, {}, "'a': "),
      ({"a": MLP}, {"tune": {"batch_size": [50, 390]}}, "'a': batch_size=390: must be an integer from 1 to 319")],
 )  # fmt: skip
 def test_what_cannot_be_is_said_first(arms, options, message):
     with pytest.raises(ValueError, match=message) as caught:
         compare(arms, DATA, **options)
     assert not isinstance(caught.value, SweepError)
+
+
+def test_an_error_of_the_users_code_names_the_arm_before_work_starts(monkeypatch):
+    spy = Spy(monkeypatch, DATA)
+    arms = {"MLP": MLP, "two outputs": lambda: nn.Sequential(nn.Linear(40, 10), nn.Unflatten(1, (2, 5)))}
+    with pytest.raises(RuntimeError, match="target size") as caught:
+        compare(arms, DATA, **SETTINGS)
+    assert caught.value.__notes__ == ["in the arm 'two outputs'"] and not spy.fits
 
 
 def test_arms_that_differ_late_are_told_apart_by_their_names(tmp_path):
@@ -320,9 +382,13 @@ def test_large_models_are_trained_in_turn_with_the_same_result(monkeypatch):
     together = compare({"MLP": MLP, "CNN": CNN}, DATA, **options)
     plain, sizes = comparison._train, []
     monkeypatch.setattr(comparison, "LARGE", 1000)
-    monkeypatch.setattr(
-        comparison, "_train", lambda a, d, seeds, *r: sizes.append(len(seeds)) or plain(a, d, seeds, *r)
-    )
+
+    def train(arm, data, seeds, *rates):
+        if arm["steps"] > 1:  # not when it is tried
+            sizes.append(len(seeds))
+        return plain(arm, data, seeds, *rates)
+
+    monkeypatch.setattr(comparison, "_train", train)
     in_turn = compare({"MLP": MLP, "CNN": CNN}, DATA, **options)
     assert set(sizes) == {1} and in_turn.chosen == together.chosen
     for name, accuracy in together.accuracy.items():
