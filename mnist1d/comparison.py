@@ -374,11 +374,13 @@ def _try_arms(checked, data, validation, seeds):
         first = {k: values[0] for k, values in grid.items()}
         for one in [{}, *({k: value} for k, values in grid.items() for value in values[1:])]:
             tried = arm | first | one | {"steps": 1}
+            size = tried.get("batch_size", 100)
+            some = {k: v[: max(size, 200)] if isinstance(size, int) else v for k, v in part.items()}
             try:
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", ".*diverged")
-                    stack, _ = _train(tried, part, seeds if np.ndim(tried.get("learning_rate")) else seeds[:2])
-                _score(stack, part["x"][:2], part["y"][:2])
+                    stack, _ = _train(tried, some, seeds if np.ndim(tried.get("learning_rate")) else seeds[:2])
+                _score(stack, some["x"][:2], some["y"][:2])
             except ValueError as error:
                 raise ValueError(f"arms: {name!r}: {error}") from error
             except Exception as error:
