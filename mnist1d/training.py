@@ -77,6 +77,10 @@ def split_tensors(
         lengths = [len(d[name + split]) for name in "xy"]
         require(lengths[0] == lengths[1] > 0, f"lengths of x{split}, y{split}", lengths, "equal, and at least 1")
 
+    for name in (f"x{split}", f"y{split}"):
+        shapes = sorted({tuple(np.shape(d[name])) for d in datasets})
+        require(len(shapes) == 1, f"shapes of {name}", shapes, "the same for all seeds")
+
     def convert(name):
         tensor = torch.stack([torch.as_tensor(np.require(d[name + split], requirements="CW")) for d in datasets])
         floating = tensor.is_floating_point()
@@ -178,6 +182,7 @@ def batches(
 
 def evaluate(stack, x, y, chunk=500):
     """Accuracy of every model where targets are classes, else its loss: (name, values [seed], float64)."""
+    chunk += x.shape[1] % chunk == 1  # no last chunk of one example, whose axis a model may squeeze
     if y.ndim == 2 and not (y.is_floating_point() or y.is_complex()):
         parts = zip(x.split(chunk, 1), y.split(chunk, 1), strict=True)
         logits = [(stack.evaluate(lambda model, xs: model(xs), xs), ys) for xs, ys in parts]

@@ -6,17 +6,20 @@ import itertools
 import random
 import types
 from collections import deque
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import PurePath
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 __all__ = [
-    "HookFinder", "copy_module", "freeze_function", "freeze_module", "freeze_tensors", "get_python_random",
-    "has_hooks", "identify", "is_close", "keep_attributes", "keep_random_state", "set_python_random",
+    "HookFinder", "copy_module", "find_shared_memory", "freeze_function", "freeze_module", "freeze_tensors",
+    "get_python_random", "has_hooks", "identify", "is_close", "keep_attributes", "keep_random_state", "list_watched",
+    "set_python_random",
 ]  # fmt: skip
 
 INTERNAL = frozenset(vars(nn.Module()))
@@ -133,8 +136,12 @@ def _freeze(value, depth=2):
     """A comparable picture of what a value holds in Python: numbers, words, truth values, containers of them."""
     if isinstance(value, (int, float, str, bool, complex, type(None), np.number)):
         return value
-    if depth and isinstance(value, (list, tuple)):
-        return tuple(_freeze(v, depth - 1) for v in value[:100])
+    if isinstance(value, torch.Tensor):
+        return id(value), value.data_ptr(), value._version
+    if depth and isinstance(value, (list, tuple, deque)):
+        return tuple(_freeze(v, depth - 1) for v in itertools.islice(value, 100))
+    if depth and isinstance(value, (set, frozenset)):
+        return frozenset(_freeze(v, depth - 1) for v in itertools.islice(value, 100))
     if depth and isinstance(value, dict):
         return tuple((str(k), _freeze(v, depth - 1)) for k, v in list(value.items())[:100])
     if isinstance(value, nn.Module):
@@ -142,13 +149,19 @@ def _freeze(value, depth=2):
     if isinstance(value, np.ndarray) and value.size <= 100:
         return value.tobytes()
     if isinstance(value, type) and depth and not value.__module__.startswith("torch"):
-        return id(value), tuple((k, v) for k, v in list(vars(value).items())[:100] if isinstance(v, (int, float, str)))
+        return id(value), _list_class_values(value)
     if isinstance(value, np.random.Generator):
         return str(value.bit_generator.state)
     if isinstance(value, random.Random):
         return value.getstate()
+    if isinstance(value, torch.Generator):
+        return value.get_state().numpy().tobytes()
     if isinstance(value, itertools.count):
         return repr(value)
+    if isinstance(value, Iterator):  # where it stands cannot be seen: it may always have moved
+        return object()
+    if isinstance(value, types.ModuleType) and value.__name__.partition(".")[0] in ("torch", "numpy", "mnist1d"):
+        return id(value)
     if depth and hasattr(value, "__dict__") and not isinstance(value, (*FUNCTIONS, *BOUND)):
         return _freeze(vars(value), depth - 1)
     return id(value)
@@ -164,13 +177,56 @@ def freeze_tensors(module, buffers=False):
     return [(id(v), v.data_ptr(), v._version) for v in tensors]
 
 
-def freeze_module(module):
+def list_watched(module):
+    """Functions that give what the forward passes of a module of one's own read and a recording would not see change.
+
+    These are globals, and the plain objects, a configuration say, that its parts hold.
+    """
+    own = [part for part in module.modules() if not type(part).__module__.startswith("torch.")]
+    kinds = {
+        kind for part in own for kind in type(part).__mro__ if not kind.__module__.startswith(("torch.", "builtins"))
+    }
+    named = [pair for kind in kinds for pair in vars(kind).items() if pair[0] != "__init__"]
+    functions = {f for _, f in named if isinstance(f, types.FunctionType)}
+    held = [v for part in own for v in _list_attributes(part) if not isinstance(v, (*SIMPLE, *FUNCTIONS, *BOUND))]
+    return [
+        *(functools.partial(freeze_function, f) for f in functions if any(map(_may_change, _read_names(f)))),
+        *(functools.partial(_freeze, v, 3) for v in held if _is_plain(v)),
+        *(functools.partial(_freeze, kind, 1) for kind in kinds if _list_class_values(kind)),
+    ]
+
+
+def find_shared_memory(module):
+    """The names of two tensors of a module that overlap in memory, or None."""
+    named = [*module.named_parameters(), *module.named_buffers()]
+    for prefix, part in module.named_modules():
+        if not part._forward_pre_hooks:  # as those of spectral norm, which renew what they alias
+            tensors = [(k, v) for k, v in vars(part).items() if isinstance(v, torch.Tensor)]
+            named += [(f"{prefix}.{name}".lstrip("."), value) for name, value in tensors]
+    spans = []
+    for name, t in {id(t): (name, t) for name, t in reversed(named)}.values():
+        if t.numel() and t.layout == torch.strided and not is_lazy(t):
+            size = 1 + sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
+            spans.append((t.device.type, t.data_ptr(), t.data_ptr() + size * t.element_size(), name))
+    spans.sort()
+    for a, b in itertools.pairwise(spans):
+        if a[0] == b[0] and b[1] < a[2]:
+            return a[3], b[3]
+    return None
+
+
+def freeze_module(module, watched=()):
+    """What the parts of a module hold in Python, but for objects whose ids are in `watched`."""
     skip = {"_parameters", "_buffers", "_modules", "forward"}
-    return tuple(
-        (name, _freeze(value, 2))
+    classes = tuple(_freeze(kind, 1) for kind in dict.fromkeys(map(type, module.modules())))
+    return classes, tuple(
+        (name, _freeze(value, 4))
         for part in module.modules()
         for name, value in vars(part).items()
-        if name not in skip and not name.endswith("_hooks") and not isinstance(value, (nn.Module, torch.Tensor))
+        if name not in skip
+        and not name.endswith("_hooks")
+        and not isinstance(value, (nn.Module, torch.Tensor))
+        and id(value) not in watched
     )
 
 
@@ -185,10 +241,9 @@ def freeze_function(function, depth=1):
     code = getattr(function, "__code__", None)
     if code is None:
         return _freeze(getattr(function, "__self__", None)), _freeze(getattr(function, "__dict__", None))
-    cells = _read_cells(function)
-    read = [function.__globals__[name] for name in code.co_names if name in function.__globals__]
-    called = [freeze_function(f, depth - 1) for f in [*cells, *read] if depth and isinstance(f, types.FunctionType)]
-    return tuple(_freeze(value) for value in [*cells, *read, getattr(function, "__self__", None)]), *called
+    read = _read_names(function)
+    called = [freeze_function(f, depth - 1) for f in read if depth and isinstance(f, types.FunctionType)]
+    return tuple(_freeze(value) for value in [*read, getattr(function, "__self__", None)]), *called
 
 
 def identify(function):
@@ -200,6 +255,26 @@ def identify(function):
     except TypeError:
         return None
     return key
+
+
+def _read_names(function):
+    """The values of the closure, the defaults and the globals that a function names."""
+    names = [name for name in function.__code__.co_names if name in function.__globals__]
+    defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    given = [*_read_cells(function), *(value for value in defaults if not isinstance(value, SIMPLE))]
+    return given + [function.__globals__[name] for name in names]
+
+
+def _may_change(value):
+    """Whether what a function reads may be other than it was: anything but what libraries bring."""
+    name = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None) or ""
+    is_code = isinstance(value, (types.ModuleType, *FUNCTIONS))
+    return not (is_code and name.partition(".")[0] in ("torch", "numpy", "math", "builtins", "mnist1d"))
+
+
+def _list_class_values(kind):
+    values = [(k, v) for k, v in vars(kind).items() if isinstance(v, (int, float, str)) and not k.startswith("__")]
+    return tuple(values[:100])
 
 
 def _read_cells(function):

@@ -39,6 +39,7 @@ class Optimizers:
             raise ValueError(f"momentum={momentum!r}: must be None or 0, 'adam' has none")
         self._modules, self._params = modules, params
         self._wanted = optimizer, learning_rate, momentum, weight_decay
+        self._trained = [name for name, p in params.items() if p.requires_grad]  # as a loop's optimiser got them
         each = [self._build(i) for i in range(len(modules))]
         self._shared = not np.ndim(learning_rate) and self._can_share(each)
         if self._shared:
@@ -79,7 +80,7 @@ class Optimizers:
     def _build(self, i):
         """The optimiser of model i alone."""
         optimizer, learning_rate, momentum, weight_decay = self._wanted
-        params = [p for p in self._modules[i].parameters() if p.requires_grad]
+        params = [self._modules[i].get_parameter(name) for name in self._trained]
         rate = float(learning_rate[i]) if np.ndim(learning_rate) else learning_rate
         if not isinstance(optimizer, str):
             opt = optimizer(params)
@@ -132,7 +133,9 @@ class Optimizers:
                 if "lr" in group:
                     if group["lr"] != last[j]:  # somebody has changed it, a scheduler say
                         rates[j] = group["lr"]
-                    group["lr"] = last[j] = rates[j] * factor
+                    group["lr"] = rates[j] * factor
+                    # A scheduler fills a rate that is a tensor in place.
+                    last[j] = group["lr"].clone() if isinstance(group["lr"], torch.Tensor) else group["lr"]
         if self._shared and grads is not None:
             for name, p in self._params.items():
                 p.grad = grads[name]

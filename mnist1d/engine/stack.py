@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from mnist1d.engine.checks import (
     HookFinder,
     copy_module,
+    find_shared_memory,
     freeze_function,
     freeze_module,
     freeze_tensors,
@@ -29,6 +30,7 @@ from mnist1d.engine.checks import (
     is_close,
     keep_attributes,
     keep_random_state,
+    list_watched,
     set_python_random,
 )
 from mnist1d.engine.draws import Draws
@@ -126,6 +128,10 @@ class Stack:
         self.seeds = [int(seed) for seed in seeds]
         if not self.seeds:
             raise ValueError("seeds=[]: must hold at least one seed")
+        if isinstance(build, nn.Module):
+            raise ValueError(f"build: is a {type(build).__name__}; must be what makes one: the class, or `lambda: ...`")
+        if isinstance(objective or loss, type):
+            raise ValueError(f"loss={objective or loss!r}: must be a function or an instance, not a class")
         if not callable(objective or loss):
             raise ValueError(f"loss={objective or loss!r}: must be callable, as F.cross_entropy is")
         self.loss, self.objective = loss, objective
@@ -136,6 +142,8 @@ class Stack:
                 module = build()
                 if not isinstance(module, nn.Module):
                     raise ValueError(f"build: returned {type(module).__name__}; must return a torch.nn.Module")
+                if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
+                    raise ValueError("build: the module holds TorchScript; must be of Python modules alone")
                 module = module.to(device)
                 if any(is_lazy(p) for p in [*module.parameters(), *module.buffers()]):
                     if example is None:
@@ -151,6 +159,10 @@ class Stack:
         owners = [id(p) for module in self.modules for p in module.parameters() if p.requires_grad]
         if len(set(owners)) < len(owners):
             raise ValueError("build: returned modules that share a parameter; must make a new one at every call")
+        if pair := find_shared_memory(self.modules[0]):
+            first, second = pair
+            rule = "one tensor may have several names, but two tensors may not share memory: train would part them"
+            raise ValueError(f"build: {first} and {second} are views of the same memory; {rule}")
         self.params = self._stack("named_parameters")
         self.buffers = self._stack("named_buffers")
         self._load(state or {})
@@ -159,6 +171,9 @@ class Stack:
         self._template = self._layers = None
         self._draws, self._evaluates_together = None, {}  # the latter by the function that is evaluated
         self.check_next, self.reuse_grads = False, False
+        self._flags = {name: p.requires_grad for name, p in self.params.items()}  # as the modules have them
+        self._writes_batch = False
+        self._watched = []
         self._replay = os.environ.get("MNIST1D_REPLAY", "1") != "0" if replay is None else replay
         self._recordings, self._since_check, self.checked, self._outside, self._inside = {}, 0, 0, None, None
         self._losses = None
@@ -172,6 +187,8 @@ class Stack:
     def _stack(self, getter):
         """The state of all modules as tensors [seed, ...], of which the modules' own become views."""
         named = [dict(getattr(module, getter)()) for module in self.modules]
+        if odd := sorted(set().union(*named) - named[0].keys()):
+            raise ValueError(f"build: {', '.join(odd)} is not in all copies; must return modules that are alike")
         stacked = {}
         for name, first in named[0].items():
             own = [n.get(name) for n in named]
@@ -221,6 +238,11 @@ class Stack:
         for name, p in self.modules[i].named_parameters():
             own = self.params[name][i]
             if p.data_ptr() != own.data_ptr():
+                memory = p.untyped_storage().data_ptr()
+                if other := [
+                    n for n, t in self.params.items() if n != name and t.untyped_storage().data_ptr() == memory
+                ]:
+                    raise ValueError(f"build: {name} was made a view of {other[0]}; must be one parameter, or two")
                 own.copy_(p)
                 p.data = own.detach()
 
@@ -238,6 +260,9 @@ class Stack:
         return {
             "params": {name: t.detach().clone() for name, t in self.params.items()},
             "buffers": {name: t.clone() for name, t in self.buffers.items()},
+            "late_buffers": [  # that began as None
+                {n: t.clone() for n, t in module.named_buffers() if n not in self.buffers} for module in self.modules
+            ],
             "optimizers": self.optimizers.state_dict(),
             "random": [state.clone() for state in self._rng],
             "python_random": list(self._python_rng),
@@ -246,13 +271,18 @@ class Stack:
     def load_state_dict(self, state):
         """Go on where :meth:`state_dict` was taken, with the same arguments on the same kind of processor."""
         self._load({**state["params"], **state["buffers"]})
+        for module, late in zip(self.modules, state.get("late_buffers", [{}] * len(self)), strict=True):
+            for name, buffer in late.items():
+                owner, _, leaf = name.rpartition(".")
+                module.get_submodule(owner)._buffers[leaf] = buffer.clone()
         self.optimizers.load_state_dict(state["optimizers"])
         self._rng[:] = [s.clone() for s in state["random"]]
         self._python_rng[:] = state["python_random"]
 
     def __getstate__(self):
         """Without recordings and comparisons, which whoever reads it makes anew."""
-        without = {"_recordings": {}, "_evaluates_together": {}, "_batch": None, "_losses": None, "_since_check": 0}
+        without = {"_recordings": {}, "_evaluates_together": {}, "_batch": None, "_losses": None, "_since_check": 0,
+                   "_watched": []}  # fmt: skip
         return {**self.__dict__, **without}
 
     def __setstate__(self, state):
@@ -268,6 +298,7 @@ class Stack:
                         own.grad = grad[i]
         if self._template is not None:
             self._share_state(self._template)
+            self._watched = list_watched(self._template)
 
     # Gradients and steps -----------------------------------------------------------------------------------------
 
@@ -290,6 +321,7 @@ class Stack:
         with keep_random_state(), self._random_of(i):
             loss = self.compute_loss(self.modules[i], *(t[i].clone() for t in self._batch))
             loss.backward()
+        self._sync_buffers(i)
         return loss
 
     @contextmanager
@@ -348,6 +380,11 @@ class Stack:
     def _backward_plain(self, batch):
         """Losses and gradients of every model, each by itself, exactly as a loop would compute them."""
         losses = []
+        for name, p in self.params.items():
+            if p.requires_grad != self._flags[name]:  # somebody has frozen it, or the reverse
+                self._flags[name] = p.requires_grad
+                for module in self.modules:
+                    module.get_parameter(name).requires_grad_(p.requires_grad)
         with keep_random_state():
             for i, module in enumerate(self.modules):
                 losses.append(self._backward_one(i, module, batch))
@@ -417,6 +454,14 @@ class Stack:
         grads = [grad.clone() if places[i] in places[:i] else grad for i, grad in enumerate(grads)]
         return [losses.detach(), *grads]
 
+    def _get_outside(self):
+        """What loss and forward passes read besides tensors; looked at before every replay."""
+        return freeze_function(self.objective or self.loss), *(freeze() for freeze in self._watched)
+
+    def _get_inside(self):
+        """What the module holds besides: looked at where a replay is compared."""
+        return freeze_module(self._template, {id(f.args[0]) for f in self._watched})
+
     def _get_python_state(self):
         """What a recording would never see change."""
         return freeze_module(self._template), freeze_function(self.objective or self.loss)
@@ -424,8 +469,16 @@ class Stack:
     def _run_together(self, batch):
         before, state, python = self._save_inner(), torch.get_rng_state(), get_python_random()
         for _ in range(ATTEMPTS):
-            with self._draws or nullcontext():
-                results = self._backward_together(*batch)
+            # What a model does to its batch in place stays here.
+            own = [t.clone() for t in batch] if self._writes_batch else batch
+            try:
+                with self._draws or nullcontext():
+                    results = self._backward_together(*own)
+            except Exception:
+                torch.set_rng_state(state)
+                set_python_random(python)
+                self._restore_inner(before)
+                raise
             if python == get_python_random():
                 break
             set_python_random(python)
@@ -465,10 +518,21 @@ class Stack:
             of_loss = freeze_tensors(function, buffers=True) if isinstance(function, nn.Module) else None
             return freeze_module(module), freeze_tensors(module), freeze_function(function), of_loss
 
+        try:
+            fresh = [copy_module(m) for m in self.modules]  # as they are before anything has run
+        except Exception:  # whatever a module may hold that cannot be copied
+            fresh = None
+        values = {name: p.detach().clone() for name, p in self.params.items()}
         reason, before, seen, drawn = "", self._save_inner(), describe(), list(self._python_rng)
         with HookFinder() as finder:
             losses = self._backward_plain(batch)  # an error here is the user's own
-        if seen != describe():
+        if any(not torch.equal(p, values[name]) for name, p in self.params.items()):
+            reason = "the module changes parameters in its forward pass"
+        elif {name for name, _ in module.named_buffers()} != self.buffers.keys():
+            reason = "a buffer of the module begins as None"
+        elif len(self) > 1 and any(getattr(part, "padding_idx", None) is not None for part in module.modules()):
+            reason = "vmap gives the padding of an embedding a gradient"
+        elif seen != describe():
             reason = "the module or the loss counts or remembers in Python, or in tensors that are no buffers"
         elif has_hooks(module) or (finder.found and len(self) > 1):
             reason = "it has hooks on gradients"
@@ -476,7 +540,7 @@ class Stack:
             try:
                 self._template = self._make_template()
                 self._layers = find_layers(self._template)
-            except RuntimeError as error:
+            except (RuntimeError, TypeError) as error:  # it holds what cannot be copied
                 self._template, reason = None, str(error)
         plain = [losses, *(self.grads[name] for name in self.params if self.grads[name] is not None)]
         names, after = [n for n in self.params if self.grads[n] is not None], self._save_inner()
@@ -489,11 +553,16 @@ class Stack:
         try:
             with keep_attributes([self._template]):
                 python = self._get_python_state()
-                together = self._run_together(batch)
+                own = [t[:1].clone().expand_as(t) if t.stride(0) == 0 else t.clone() for t in batch]
+                versions = [t._version for t in own]
+                together = self._run_together(own)
+                self._writes_batch = versions != [t._version for t in own]
                 if self._get_python_state() != python:
                     raise RefusedError("the module counts or remembers in Python")
+            self._replay &= not self._writes_batch
+            self._watched = list_watched(self._template)
             same = self._used == names
-            same &= self._agree(together, plain, self.buffers, after[0]) or self._agree_in_double(batch)
+            same &= self._agree(together, plain, self.buffers, after[0]) or self._agree_in_double(batch, fresh)
             same &= all(torch.equal(a, b) for a, b in zip(self._rng, after[1], strict=True))
             reason = "computed together, the models give other numbers than one by one"
         except Exception as error:  # whatever a module does that vmap cannot; the plain way has just worked
@@ -506,29 +575,31 @@ class Stack:
         self.stacked = True
         return self._compute(batch)
 
-    def _agree_in_double(self, batch):
+    def _agree_in_double(self, batch, fresh):
         """Whether the two ways agree in double precision, so that what lay between them was rounding alone.
 
-        Gradients that nearly cancel, as those of a contrastive loss do before training, round by per mille.
+        Gradients that nearly cancel, as those of a contrastive loss do before training, round by per mille. One by one
+        run the `fresh` modules, as before the first batch; together a template as ours, made after it.
         """
-        if not any(p.dtype == torch.float32 for p in self.params.values()):
+        if fresh is None or not any(p.dtype == torch.float32 for p in self.params.values()):
             return False
         twin = copy.copy(self)
         twin._rng = [state.clone() for state in self._rng]
         twin._draws = None if self._draws is None else Draws(twin._rng)
-        twin.modules = [copy_module(module).double() for module in self.modules]
-        twin.params, twin.buffers = twin._stack("named_parameters"), twin._stack("named_buffers")
-        twin._python_rng = list(self._python_rng)
-        twin._template = twin._make_template()
-        twin._layers = find_layers(twin._template)
+        twin._python_rng, twin._flags = list(self._python_rng), dict(self._flags)
         batch = [t.double() if t.is_floating_point() else t for t in batch]
-        before = twin._save_inner()
         try:
+            twin.modules = [module.double() for module in fresh]
+            twin.params, twin.buffers = twin._stack("named_parameters"), twin._stack("named_buffers")
+            twin._template = copy_module(self.modules[0], share=True).double()
+            twin._share_state(twin._template)
+            twin._layers = find_layers(twin._template)
+            before = twin._save_inner()
             losses = twin._backward_plain(batch)
             plain, after = [losses, *(g for g in twin.grads.values() if g is not None)], twin._save_inner()
             twin._restore_inner(before)
             return twin._agree(twin._run_together(batch), plain, twin.buffers, after[0])
-        except RuntimeError:  # a module or loss that knows single precision only
+        except Exception:  # a module or loss that knows single precision only, or itself
             return False
 
     def _explain(self, reason, losses):
@@ -559,18 +630,18 @@ class Stack:
         key += tuple(p.requires_grad for p in self.params.values())
         if key in self._recordings:
             self._recordings[key][1] += 1
-            replay, uses = self._recordings[key]
-            outside = freeze_function(self.objective or self.loss)
+            replay, uses, self._used = self._recordings[key]
+            outside = self._get_outside()
             has_changed, self._outside = outside != self._outside, outside
             if uses > 2 and uses % CHECK_EVERY and not (has_changed or self.check_next):
                 self._since_check += 1
                 return replay(*batch)
-            if has_changed and freeze_module(self._template) == self._inside:
+            if has_changed and self._get_inside() == self._inside:
                 self._since_check = 0  # whatever the change means, until now the replays were right
         elif len(self._recordings) >= MAX_RECORDINGS:
             return self._stop_replay("batches come in too many shapes", self._run_together(batch))
         before, python = self._save_inner(), self._get_python_state()
-        self._inside, self._outside = python
+        self._inside, self._outside = self._get_inside(), self._get_outside()
         plain = self._run_together(batch)
         after = self._save_inner()
         if self._get_python_state() != python:
@@ -578,7 +649,8 @@ class Stack:
         self._restore_inner(before)
         try:
             if key not in self._recordings:
-                self._recordings[key] = [Replay(self._backward_together, *batch, draws=self._draws), 0]
+                recording = Replay(self._backward_together, *batch, draws=self._draws)
+                self._recordings[key] = [recording, 0, self._used]
                 self._restore_inner(before)
             results = self._recordings[key][0](*batch)
         except RefusedError as error:
@@ -642,12 +714,15 @@ class Stack:
             if self._replay:
                 return self._keep(self._backward_replayed(batch))
             return self._keep(self._run_together(batch))
-        except _PythonDrawsError as error:
+        except ReplayError:
+            raise
+        except Exception as error:  # vmap cannot what a module now does; if nothing can, the plain way says so
             steps, self._since_check = self._since_check, 0
             self.stacked, self._replay, self._recordings = False, False, {}
-            self._explain(str(error), None)
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            self._explain(reason, None)
             if steps:
-                raise ReplayError(f"{error}, which {steps} replayed steps have not done") from None
+                raise ReplayError(f"{reason}, which {steps} replayed steps have not done") from None
             return self._backward_plain(batch)
 
     def _evaluate_plain(self, function, batch):
@@ -673,9 +748,11 @@ class Stack:
         self._template.eval()
         random_states = torch.get_rng_state(), get_python_random()
         for _ in range(ATTEMPTS):
+            # What a function does to its batch in place stays here; an axis that all models share is copied once.
+            own = [t[:1].clone().expand_as(t) if t.stride(0) == 0 else t.clone() for t in batch]
             try:
                 with self._draws or nullcontext():
-                    together, _ = self._call(function, self.params, copy.deepcopy(self.buffers), *batch)
+                    together, _ = self._call(function, self.params, copy.deepcopy(self.buffers), *own)
             except Exception:  # whatever vmap cannot; the plain way tells whether it is the user's error
                 self._evaluates_together[key] = False
                 return self._evaluate_plain(function, batch)
@@ -710,8 +787,6 @@ class Stack:
         Tensor, shape (seed, ...), or the structure of such
         """
         self._check_batch(batch)
-        # What a function does to its batch in place stays here; an axis that all models share is copied once.
-        batch = [t[:1].clone().expand_as(t) if t.stride(0) == 0 else t.clone() for t in batch]
         saved, python = self._save_inner(), list(self._python_rng)
         try:
             with keep_attributes([*self.modules, *([self._template] if self._template else [])]):
