@@ -11,7 +11,8 @@ import equal_work
 @pytest.mark.parametrize("slug", equal_work.ROWS)
 def test_a_row_measures_both_sides(slug):
     row = equal_work.ROWS[slug]
-    row = replace(row, steps=min(40, row.steps), seeds=2)
+    most = 40 if slug == "double_descent" else 8  # whose plain loop counts in epochs of 40
+    row = replace(row, steps=min(most, row.steps), seeds=2)
     measured = equal_work.measure(slug, row, repeats=1)
     assert np.isfinite([measured["plain_ms"], measured["ours_ms"]]).all() and measured["ratio"]
 
