@@ -11,33 +11,16 @@ from torch.nn import functional as F
 from mnist1d.engine import ReplayError, Stack
 from mnist1d.training import fit
 from mnist1d.utils import set_seed
+from zoo import CLASSES, LENGTH, Base, base
 
 STEPS = 30
 CONFIG = {"scale": 1.0}
 
 
-class Net(nn.Module):
-    """Two layers; `between` and `prepare` are what a test changes."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
-        self.prepare()
-
-    def prepare(self):
-        pass
-
-    def between(self, h):
-        return h.tanh()
-
-    def forward(self, x):
-        return self.last(self.between(self.first(x)))
-
-
 def draw_batches(n, steps=STEPS):
     generator = torch.Generator().manual_seed(1)
     return [
-        (torch.randn(n, 10, 6, generator=generator), torch.randint(3, (n, 10), generator=generator))
+        (torch.randn(n, 10, LENGTH, generator=generator), torch.randint(CLASSES, (n, 10), generator=generator))
         for _ in range(steps)
     ]
 
@@ -87,10 +70,6 @@ def compare(build, n, before=lambda step: None, optimizer=make_sgd, **options):
     return stack
 
 
-def make(between, prepare=lambda self: None):
-    return type("Own", (Net,), {"between": between, "prepare": prepare})
-
-
 def begin_from_data(self, h):
     if self.loc is None:
         self.loc = h.detach().mean(0)
@@ -134,12 +113,12 @@ def teach(self, h):
 
 
 def prepare_teacher(self):
-    self.teacher = nn.Linear(8, 3).requires_grad_(False)
+    self.teacher = nn.Linear(8, CLASSES).requires_grad_(False)
 
 
 def write_on_input(self, x):
     x -= 1.0
-    return Net.forward(self, x)
+    return Base.forward(self, x)
 
 
 class Tracker:
@@ -148,15 +127,15 @@ class Tracker:
 
 
 CASES = {
-    "a buffer that begins as None": make(begin_from_data, lambda self: self.register_buffer("loc", None)),
-    "one that is replaced, too": make(follow, lambda self: self.register_buffer("loc", None)),
-    "a counter of an object": make(count_in(lambda self: self.t.counts), lambda self: setattr(self, "t", Tracker())),
-    "a deque": make(append_to, lambda self: setattr(self, "seen", deque(maxlen=5))),
-    "a set": make(add_to_set, lambda self: setattr(self, "seen", set())),
-    "a cycle": make(lambda self, h: h.tanh() * next(self.c), lambda self: setattr(self, "c", itertools.cycle([1, 2]))),
-    "a tensor in a dict": make(change_tensor, lambda self: setattr(self, "held", {"mean": torch.zeros(8)})),
-    "a teacher": make(teach, prepare_teacher),
-    "the input": type("Writing", (Net,), {"forward": write_on_input}),
+    "a buffer that begins as None": base(begin_from_data, lambda self: self.register_buffer("loc", None)),
+    "one that is replaced, too": base(follow, lambda self: self.register_buffer("loc", None)),
+    "a counter of an object": base(count_in(lambda self: self.t.counts), lambda self: setattr(self, "t", Tracker())),
+    "a deque": base(append_to, lambda self: setattr(self, "seen", deque(maxlen=5))),
+    "a set": base(add_to_set, lambda self: setattr(self, "seen", set())),
+    "a cycle": base(lambda self, h: h.tanh() * next(self.c), lambda self: setattr(self, "c", itertools.cycle([1, 2]))),
+    "a tensor in a dict": base(change_tensor, lambda self: setattr(self, "held", {"mean": torch.zeros(8)})),
+    "a teacher": base(teach, prepare_teacher),
+    "the input": type("Writing", (Base,), {"forward": write_on_input}),
 }
 
 
@@ -175,8 +154,8 @@ def test_what_a_forward_pass_reads_may_change_between_two_checks(n, monkeypatch)
     def change(step):
         held["scale"] = CONFIG["scale"] = 3.0 if 10 <= step < 20 else 1.0
 
-    reads_held = make(lambda self, h: h.tanh() * self.cfg["scale"], lambda self: setattr(self, "cfg", held))
-    reads_global = make(lambda self, h: h.tanh() * CONFIG["scale"])
+    reads_held = base(lambda self, h: h.tanh() * self.cfg["scale"], lambda self: setattr(self, "cfg", held))
+    reads_global = base(lambda self, h: h.tanh() * CONFIG["scale"])
     for build in (reads_held, reads_global):
         assert compare(build, n, before=change).stacked
 
@@ -189,7 +168,7 @@ def test_parameters_that_are_frozen_in_turn(n):
         for name, p in params.items():
             p.requires_grad_(step == 0 or name.startswith(("first", "last")[step % 2]))
 
-    stack, whole = Stack(Net, range(n), optimizer=make_sgd), Stack(Net, range(n), optimizer=make_sgd, replay=False)
+    stack, whole = Stack(Base, range(n), optimizer=make_sgd), Stack(Base, range(n), optimizer=make_sgd, replay=False)
     for step, batch in enumerate(batches):
         for s in (stack, whole):
             freeze(s.params, step)
@@ -201,7 +180,7 @@ def test_parameters_that_are_frozen_in_turn(n):
 @pytest.mark.parametrize("start", [0, 5])
 @pytest.mark.parametrize("n", [1, 2])
 def test_a_frozen_parameter_stays_where_models_run_one_by_one(n, start):
-    reads = make(lambda self, h: h.tanh() * (1 + 0 * h.sum().item()))
+    reads = base(lambda self, h: h.tanh() * (1 + 0 * h.sum().item()))
     stack = Stack(reads, range(n))
     for step, batch in enumerate(draw_batches(n, 10)):
         if step == start:
@@ -213,16 +192,16 @@ def test_a_frozen_parameter_stays_where_models_run_one_by_one(n, start):
 
 
 def tie_by_data(self):
-    self.dec = nn.Linear(8, 6, bias=False)
+    self.dec = nn.Linear(8, LENGTH, bias=False)
     self.dec.weight.data = self.first.weight.data.t()
 
 
 def test_memory_that_two_tensors_share_is_refused():
     with pytest.raises(ValueError, match=r"dec.weight and first.weight are views of the same memory"):
-        Stack(make(Net.between, tie_by_data), [0])
+        Stack(base(Base.between, tie_by_data), [0])
     with pytest.raises(ValueError, match=r"first.weight and wt are views"):
-        Stack(make(Net.between, lambda self: setattr(self, "wt", self.first.weight.t())), [0])
-    tied = make(Net.between, lambda self: setattr(self, "again", self.last))  # one tensor, two names
+        Stack(base(Base.between, lambda self: setattr(self, "wt", self.first.weight.t())), [0])
+    tied = base(Base.between, lambda self: setattr(self, "again", self.last))  # one tensor, two names
     compare(tied, 2)
     halves = torch.zeros(16)
 
@@ -230,14 +209,14 @@ def test_memory_that_two_tensors_share_is_refused():
         self.register_buffer("a", halves[:8])
         self.register_buffer("b", halves[8:])
 
-    compare(make(lambda self, h: (h + self.a - self.b).tanh(), split), 2)
+    compare(base(lambda self, h: (h + self.a - self.b).tanh(), split), 2)
 
     def retie(self, h):
         self.dec.weight.data = self.first.weight.data.t()
         return h.tanh() + self.dec.weight.sum()
 
     with pytest.raises(ValueError, match=r"dec.weight was made a view of first.weight"):
-        compare(make(retie, lambda self: setattr(self, "dec", nn.Linear(8, 6, bias=False))), 1)
+        compare(base(retie, lambda self: setattr(self, "dec", nn.Linear(8, LENGTH, bias=False))), 1)
 
 
 def test_an_optimiser_that_asks_again_sees_replaced_buffers():
@@ -245,7 +224,7 @@ def test_an_optimiser_that_asks_again_sees_replaced_buffers():
         self.mean = 0.9 * self.mean + 0.1 * h.detach().mean(0)
         return (h - self.mean).tanh()
 
-    build = make(between, lambda self: self.register_buffer("mean", torch.zeros(8)))
+    build = base(between, lambda self: self.register_buffer("mean", torch.zeros(8)))
     compare(build, 1, optimizer=lambda params: torch.optim.LBFGS(params, lr=0.05, max_iter=2))
 
 
@@ -256,7 +235,7 @@ def test_a_rate_that_is_a_tensor_and_a_scheduler_of_torch():
         opt.register_step_post_hook(lambda *_: scheduler.step())
         return opt
 
-    compare(Net, 1, optimizer=make_scheduled)
+    compare(Base, 1, optimizer=make_scheduled)
 
 
 @pytest.mark.filterwarnings("ignore:.*is trained one seed after the other")
@@ -285,12 +264,12 @@ def test_what_vmap_cannot_may_begin_later(replay):
         switch["on"] = step >= 5
 
     with pytest.warns(UserWarning, match=r"one seed after the other.*item"):
-        stack = compare(make(between), 2, before=turn_on, replay=replay)
+        stack = compare(base(between), 2, before=turn_on, replay=replay)
     assert not stack.stacked
 
 
 def test_a_checkpoint_holds_buffers_that_begin_as_none():
-    build = make(begin_from_data, lambda self: self.register_buffer("loc", None))
+    build = base(begin_from_data, lambda self: self.register_buffer("loc", None))
     first, second = Stack(build, [0]), Stack(build, [0])
     for stack, (x, y) in zip((first, second), draw_batches(1, 2), strict=True):
         stack.backward(x, y)
@@ -300,27 +279,27 @@ def test_a_checkpoint_holds_buffers_that_begin_as_none():
 
 
 def test_a_last_example_alone_does_not_change_what_is_measured():
-    data = {"x": torch.randn(20, 6).numpy(), "y": torch.arange(20).numpy() % 3}
-    data |= {"x_test": torch.randn(501, 6).numpy(), "y_test": torch.arange(501).numpy() % 3}
-    squeeze = make(lambda self, h: h.tanh().squeeze())
+    data = {"x": torch.randn(20, LENGTH).numpy(), "y": torch.arange(20).numpy() % 3}
+    data |= {"x_test": torch.randn(501, LENGTH).numpy(), "y_test": torch.arange(501).numpy() % 3}
+    squeeze = base(lambda self, h: h.tanh().squeeze())
     assert "test_acc" in fit(squeeze, data, [0], steps=2, batch_size=10)[1]
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 def test_what_is_no_builder_or_loss_is_named():
-    with pytest.raises(ValueError, match="build: is a Net; must be what makes one"):
-        Stack(Net(), [0])
+    with pytest.raises(ValueError, match="build: is a Base; must be what makes one"):
+        Stack(Base(), [0])
     with pytest.raises(ValueError, match="must be a function or an instance, not a class"):
-        Stack(Net, [0], loss=nn.CrossEntropyLoss)
+        Stack(Base, [0], loss=nn.CrossEntropyLoss)
     with pytest.raises(ValueError, match="TorchScript"):
         Stack(lambda: torch.jit.script(nn.Linear(6, 3)), [0])
     grown = iter([nn.Sequential(nn.Linear(6, 3)), nn.Sequential(nn.Linear(6, 3), nn.Linear(3, 3))])
     with pytest.raises(ValueError, match=r"1\.weight is not in all copies"):
         Stack(lambda: next(grown), [0, 1])
-    shorter = {"x": torch.zeros(9, 6).numpy(), "y": torch.zeros(9, dtype=torch.long).numpy()}
+    shorter = {"x": torch.zeros(9, LENGTH).numpy(), "y": torch.zeros(9, dtype=torch.long).numpy()}
     longer = {key: torch.cat([torch.tensor(v)] * 2).numpy() for key, v in shorter.items()}
     with pytest.raises(ValueError, match=r"shapes of x=.*the same for all seeds"):
-        fit(Net, [shorter, longer], [0, 1], steps=1, batch_size=3)
+        fit(Base, [shorter, longer], [0, 1], steps=1, batch_size=3)
 
 
 def test_a_change_that_only_a_check_can_see_is_an_error_not_a_number():
@@ -330,7 +309,7 @@ def test_a_change_that_only_a_check_can_see_is_an_error_not_a_number():
     def between(self, h):
         return h.tanh() * deep[0][0][0][0][0][0]["scale"]
 
-    stack = Stack(make(between), [0, 1], optimizer=make_sgd)
+    stack = Stack(base(between), [0, 1], optimizer=make_sgd)
     with pytest.raises(ReplayError, match="steps after the last comparison"):
         for step, batch in enumerate(draw_batches(2, 250)):
             hidden["scale"] = 3.0 if step > 20 else 1.0
