@@ -4,6 +4,7 @@ Every arm chooses its settings on one validation split of the training set, is t
 that took no part in the choice, and meets the test set after its last step.
 """
 
+import copy
 import functools
 import hashlib
 import inspect
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import stats
+from torch.nn import functional as F
 
 from mnist1d.claims import confidence_interval
 from mnist1d.data import draw_validation, make_dataset
@@ -238,6 +240,7 @@ def _remember(folder, key, compute):
 def _train(arm, data, seeds, rates=None):
     """Train an arm's models on x and y of `data`, which holds nothing to evaluate on; `rates` [seed] if any."""
     options = {"order": "shuffled", "eval_every": arm["steps"], **arm}
+    options["loss"] = copy.deepcopy(arm.get("loss", F.cross_entropy))  # which may count, from the start each time
     if rates is not None:
         options["learning_rate"] = rates
     return fit(options.pop("build"), {k: data[k] for k in "xy"}, seeds, **options)
@@ -268,7 +271,7 @@ def _measure(arm, data, seeds, splits, rates=None):
             warnings.filterwarnings("ignore", ".*diverged")  # said by the arm's name, or the choice's loss
             stack, history = _train(arm, data, seeds[i : i + size], rates and rates[i : i + size])
         used += time.thread_time() - start
-        finite = torch.stack([p.detach().flatten(1).isfinite().all(1) for p in stack.params.values()]).all(0)
+        finite = torch.stack([p.detach().reshape(len(p), -1).isfinite().all(1) for p in stack.params.values()]).all(0)
         lost = ~(finite.cpu().numpy() & np.isfinite(history["train_loss"][:, -1]))
         diverged += lost.tolist()
         for found, (x, y) in zip(scores, splits, strict=True):

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from mnist1d.engine import ReplayError, Stack
+from mnist1d.engine.checks import is_close
 from mnist1d.settings import KEEP_MEMORY, get_device, get_jobs, measure_peak_memory, note_peak_memory
 from mnist1d.transform import check_integer, require
 
@@ -65,7 +66,7 @@ def split_tensors(
     -------
     x : Tensor, shape (seed, n, ...)
     y : Tensor, shape (seed, n, ...)
-        Floating-point arrays take torch's default dtype, integers become int64.
+        Floating-point arrays take torch's default dtype, integers become int64; complex and bool stay.
         Views of one copy when all seeds share their data.
     """
     datasets = list_datasets(data)
@@ -84,14 +85,15 @@ def split_tensors(
     def convert(name):
         tensor = torch.stack([torch.as_tensor(np.require(d[name + split], requirements="CW")) for d in datasets])
         floating = tensor.is_floating_point()
-        dtype = torch.get_default_dtype() if floating else tensor.dtype if tensor.is_complex() else torch.int64
+        kept = tensor.is_complex() or tensor.dtype == torch.bool
+        dtype = torch.get_default_dtype() if floating else tensor.dtype if kept else torch.int64
         return tensor.to(device, dtype).expand(n_seeds, *tensor.shape[1:])
 
     return convert("x"), convert("y")
 
 
 def accuracy(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Share of examples whose largest logit is that of their label, in percent.
+    """Share of examples whose largest logit is that of their label, in percent; NaN for a model with a NaN among them.
 
     Parameters
     ----------
@@ -102,7 +104,8 @@ def accuracy(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     -------
     Tensor, shape (...), float64
     """
-    return 100.0 * (logits.argmax(-1) == y).double().mean(-1)
+    share = 100.0 * (logits.argmax(-1) == y).double().mean(-1)
+    return torch.where(logits.isnan().flatten(-2).any(-1), torch.nan, share)  # argmax takes NaN for the largest
 
 
 def _draw_indices(order, n, batch_size, steps, seeds, device):
@@ -180,9 +183,21 @@ def batches(
     return generate()
 
 
+def _mixes_examples(stack, x):
+    """Whether what the models say of an example depends on those beside it, as with batch statistics; asked once."""
+    if not hasattr(stack, "mixes_examples"):
+        n = max(2, x.shape[1] // 2)
+        whole, part = (stack.evaluate(lambda model, xs: model(xs), xs) for xs in (x, x[:, :n]))
+        alike = isinstance(whole, torch.Tensor) and whole.shape[:2] == x.shape[:2] and is_close(whole[:, :n], part)
+        stack.mixes_examples = not alike
+    return stack.mixes_examples
+
+
 def evaluate(stack, x, y, chunk=500):
     """Accuracy of every model where targets are classes, else its loss: (name, values [seed], float64)."""
     chunk += x.shape[1] % chunk == 1  # no last chunk of one example, whose axis a model may squeeze
+    if x.shape[1] > chunk and _mixes_examples(stack, x[:, :chunk]):
+        chunk = x.shape[1]
     if y.ndim == 2 and not (y.is_floating_point() or y.is_complex()):
         parts = zip(x.split(chunk, 1), y.split(chunk, 1), strict=True)
         logits = [(stack.evaluate(lambda model, xs: model(xs), xs), ys) for xs, ys in parts]

@@ -5,9 +5,10 @@ import functools
 import itertools
 import random
 import types
+import zlib
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import PurePath
 
 import numpy as np
@@ -17,9 +18,9 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 __all__ = [
-    "HookFinder", "copy_module", "find_shared_memory", "freeze_function", "freeze_module", "freeze_tensors",
-    "get_python_random", "has_hooks", "identify", "is_close", "keep_attributes", "keep_random_state", "list_watched",
-    "set_python_random",
+    "Finder", "copy_module", "find_shared_memory", "freeze_function", "freeze_module", "freeze_tensors",
+    "get_python_random", "has_forward_hooks", "has_hooks", "identify", "is_close", "keep_attributes",
+    "keep_function",    "keep_random_state", "list_watched", "set_python_random",
 ]  # fmt: skip
 
 INTERNAL = frozenset(vars(nn.Module()))
@@ -132,6 +133,38 @@ def keep_attributes(modules):
             restore()
 
 
+@contextmanager
+def keep_function(function):
+    """Leave what a loss counts or remembers as it was: in attributes, buffers, its closure and globals it names."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    buffers = list(function.buffers()) if isinstance(function, nn.Module) else []
+    buffers = [(buffer, buffer.detach().clone()) for buffer in buffers]
+    held = [vars(function)] if hasattr(function, "__dict__") and not isinstance(function, nn.Module) else []
+    cells, names = [], {}
+    if isinstance(function, types.FunctionType):
+        cells = [(c, c.cell_contents) for c in function.__closure__ or () if _is_filled(c)]
+        known = function.__globals__
+        names = [name for name in function.__code__.co_names if name in known and isinstance(known[name], SIMPLE)]
+        names = {name: known[name] for name in names}
+        held += [value for _, value in cells]
+    restores = [restore for value in held if (restore := _keep_contents(value))]
+    with keep_attributes([function]) if isinstance(function, nn.Module) else nullcontext():
+        try:
+            yield
+        finally:
+            for cell, value in cells:
+                if cell.cell_contents is not value:
+                    cell.cell_contents = value
+            if any(function.__globals__.get(name) is not value for name, value in names.items()):
+                function.__globals__.update(names)
+            for restore in restores:
+                restore()
+    with torch.no_grad():
+        for buffer, value in buffers:
+            buffer.copy_(value)
+
+
 def _freeze(value, depth=2):
     """A comparable picture of what a value holds in Python: numbers, words, truth values, containers of them."""
     if isinstance(value, (int, float, str, bool, complex, type(None), np.number)):
@@ -146,8 +179,8 @@ def _freeze(value, depth=2):
         return tuple((str(k), _freeze(v, depth - 1)) for k, v in list(value.items())[:100])
     if isinstance(value, nn.Module):
         return freeze_module(value)
-    if isinstance(value, np.ndarray) and value.size <= 100:
-        return value.tobytes()
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        return id(value), zlib.crc32(np.ascontiguousarray(value.reshape(-1)[:: 1 + value.size // 10_000]))
     if isinstance(value, type) and depth and not value.__module__.startswith("torch"):
         return id(value), _list_class_values(value)
     if isinstance(value, np.random.Generator):
@@ -230,17 +263,20 @@ def freeze_module(module, watched=()):
     )
 
 
-def freeze_function(function, depth=1):
+def freeze_function(function, depth=3):
     """What a function, and those that it calls, may read besides arguments: closures, globals named there, objects."""
     if isinstance(function, functools.partial):
         return freeze_function(function.func, depth), _freeze((function.args, function.keywords))
     if isinstance(function, nn.Module):
-        return freeze_module(function)
-    if (getattr(function, "__module__", None) or "").partition(".")[0] == "torch":
+        parts = dict.fromkeys(type(part).forward for part in function.modules())
+        return freeze_module(function), *(freeze_function(f, depth - 1) for f in parts if depth)
+    if (getattr(function, "__module__", None) or "").partition(".")[0] in ("torch", "mnist1d"):
         return id(function)
     code = getattr(function, "__code__", None)
     if code is None:
-        return _freeze(getattr(function, "__self__", None)), _freeze(getattr(function, "__dict__", None))
+        call = type(function).__dict__.get("__call__")
+        call = freeze_function(call, depth - 1) if depth and isinstance(call, types.FunctionType) else None
+        return _freeze(getattr(function, "__self__", None)), _freeze(getattr(function, "__dict__", None)), call
     read = _read_names(function)
     called = [freeze_function(f, depth - 1) for f in read if depth and isinstance(f, types.FunctionType)]
     return tuple(_freeze(value) for value in [*read, getattr(function, "__self__", None)]), *called
@@ -249,7 +285,11 @@ def freeze_function(function, depth=1):
 def identify(function):
     """What tells one function from another, for the keys of a dict: its code and what it encloses; None if nothing."""
     code = getattr(function, "__code__", None)
-    key = function if code is None else (code, tuple(map(_freeze, _read_cells(function))))
+    if code is None:
+        key = function
+    else:
+        given = function.__defaults__, function.__kwdefaults__, *_read_cells(function)
+        key = code, tuple(map(_freeze, given)), getattr(function, "__self__", None)
     try:
         hash(key)
     except TypeError:
@@ -273,7 +313,8 @@ def _may_change(value):
 
 
 def _list_class_values(kind):
-    values = [(k, v) for k, v in vars(kind).items() if isinstance(v, (int, float, str)) and not k.startswith("__")]
+    kinds = int, float, str, list, dict, set, deque, np.ndarray
+    values = [(k, _freeze(v, 1)) for k, v in vars(kind).items() if isinstance(v, kinds) and not k.startswith("__")]
     return tuple(values[:100])
 
 
@@ -288,14 +329,25 @@ def has_hooks(module):
     return any(hooks)
 
 
-class HookFinder(TorchFunctionMode):
-    """Notes whether a tensor gets a hook for its gradient."""
+def has_forward_hooks(module):
+    """Whether somebody's hooks, none of torch's own, wait for forward passes."""
+    hooks = [h for part in module.modules() for h in (*part._forward_hooks.values(), *part._forward_pre_hooks.values())]
+    owners = [getattr(h, "__module__", None) or type(h).__module__ for h in hooks]
+    return any(owner.partition(".")[0] != "torch" for owner in owners)
 
-    found = False
+
+class Finder(TorchFunctionMode):
+    """Notes whether a tensor gets a hook for its gradient, and whether an embedding has a padding."""
+
+    hook = padding = False
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        self.found |= getattr(function, "__name__", "") == "register_hook"
-        return function(*args, **(kwargs or {}))
+        name, kwargs = getattr(function, "__name__", ""), kwargs or {}
+        self.hook |= name == "register_hook"
+        if name == "embedding":
+            index = kwargs.get("padding_idx", args[2] if len(args) > 2 else None)
+            self.padding |= isinstance(index, int) and index >= 0
+        return function(*args, **kwargs)
 
 
 def _is_filled(cell):

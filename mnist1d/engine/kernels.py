@@ -5,6 +5,7 @@ it runs along the examples of a batch, the longest axis. A layer that a kernel d
 modes, dilated images, unequal strides, padded pooling, an initial state) runs as torch wrote it.
 """
 
+import functools
 from contextlib import contextmanager
 
 import torch
@@ -13,6 +14,18 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 __all__ = ["find_layers", "swapped"]
+
+
+def _of_first_order(backward):
+    """A backward pass without a gradient of its own: where one is asked for, an error, and torch's layer takes over."""
+
+    @functools.wraps(backward)
+    def run(ctx, *grads):
+        if torch.is_grad_enabled():
+            raise RuntimeError("a second derivative is asked of a kernel, which has none")
+        return backward(ctx, *grads)
+
+    return run
 
 
 class _Windows(Function):
@@ -53,7 +66,7 @@ class _Windows(Function):
         ctx.shape = x.shape
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @_of_first_order
     def backward(ctx, grad):
         grad_x = grad.new_zeros(ctx.shape)
         taps = grad.unflatten(-3, (ctx.geometry[0], -1)).unbind(-4)
@@ -92,7 +105,7 @@ class _Pool(Function):
         ctx.mark_non_differentiable(*output[1:])
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @_of_first_order
     def backward(ctx, grad, *_):
         size, stride, take_maximum = ctx.geometry
         first, *others = _Pool.get_taps(ctx.shape[-2], size, stride)
@@ -149,7 +162,7 @@ class _RowConvolution(Function):
         ctx.mark_non_differentiable(output[1])
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @_of_first_order
     def backward(ctx, grad, _):
         weight, columns = ctx.saved_tensors
         (stride, padding), (rows, _, length, _) = ctx.geometry, ctx.shape
@@ -210,7 +223,7 @@ class _GRUScan(Function):
         ctx.mark_non_differentiable(*output[1:])
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @_of_first_order
     def backward(ctx, grad_output, *_):
         x, w_input, w_hidden, hidden, reset_update, new, recurrent = ctx.saved_tensors
         size = w_hidden.shape[-1]
@@ -387,6 +400,8 @@ def find_layers(module):
     """
     found = []
     for layer in module.modules():
+        if "forward" in vars(layer):  # somebody has put one of his own in its place
+            continue
         if type(layer) is nn.Conv1d and _is_plain(layer):
             found.append((layer, _convolve1d))
         elif type(layer) is nn.Conv2d and _is_plain(layer):

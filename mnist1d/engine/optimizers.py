@@ -15,6 +15,11 @@ ELEMENTWISE = {
 }
 
 
+def _is_unhooked(optimizer):
+    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    return not (hooks or "step" in vars(optimizer))
+
+
 class Optimizers:
     """What changes the parameters of all models by their gradients.
 
@@ -25,9 +30,11 @@ class Optimizers:
     params : dict of str to Tensor, shape (seed, ...)
     optimizer, learning_rate, momentum, weight_decay
         As for :class:`mnist1d.engine.Stack`.
+    random_of : callable
+        ``with random_of(i)``: the random numbers are those of model i.
     """
 
-    def __init__(self, modules, params, optimizer, learning_rate, momentum, weight_decay):
+    def __init__(self, modules, params, optimizer, learning_rate, momentum, weight_decay, random_of):
         rates = learning_rate if np.ndim(learning_rate) else [learning_rate]
         if not all(rate is None or isinstance(rate, numbers.Real | torch.Tensor) for rate in rates):
             raise ValueError(f"learning_rate={learning_rate!r}: must be a number, or one for each seed")
@@ -39,8 +46,11 @@ class Optimizers:
             raise ValueError(f"momentum={momentum!r}: must be None or 0, 'adam' has none")
         self._modules, self._params = modules, params
         self._wanted = optimizer, learning_rate, momentum, weight_decay
-        self._trained = [name for name, p in params.items() if p.requires_grad]  # as a loop's optimiser got them
-        each = [self._build(i) for i in range(len(modules))]
+        each = []
+        for i in range(len(modules)):
+            with random_of(i):
+                each.append(self._build(i))
+        self._each = each  # for when a shared one is split
         self._shared = not np.ndim(learning_rate) and self._can_share(each)
         if self._shared:
             whole = {id(p): params[name] for name, p in modules[0].named_parameters()}
@@ -61,8 +71,7 @@ class Optimizers:
             return type(optimizer), repr(exact)
 
         def is_bare(optimizer):  # no state that it began with, no hooks, no method put over its own
-            hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
-            return not (optimizer.state or hooks or "step" in vars(optimizer))
+            return not optimizer.state and _is_unhooked(optimizer)
 
         kinds = {describe(optimizer, module) for optimizer, module in zip(each, self._modules, strict=True)}
         return len(kinds) == 1 and type(each[0]) in ELEMENTWISE and all(map(is_bare, each))
@@ -74,13 +83,13 @@ class Optimizers:
 
     @property
     def are_of_torch(self):
-        """Whether all are torch's own, which keep no gradient beyond a step."""
-        return all(type(opt).__module__.startswith("torch.optim") for opt in self._optimizers)
+        """Whether all are torch's own, without hooks: these keep no gradient beyond a step and draw no numbers."""
+        return all(type(opt).__module__.startswith("torch.optim") and _is_unhooked(opt) for opt in self._optimizers)
 
     def _build(self, i):
         """The optimiser of model i alone."""
         optimizer, learning_rate, momentum, weight_decay = self._wanted
-        params = [self._modules[i].get_parameter(name) for name in self._trained]
+        params = [self._modules[i].get_parameter(name) for name in self._params]  # the frozen, too: some may thaw
         rate = float(learning_rate[i]) if np.ndim(learning_rate) else learning_rate
         if not isinstance(optimizer, str):
             opt = optimizer(params)
@@ -91,6 +100,8 @@ class Optimizers:
                 for name, value in given.items():
                     if value is not None and name not in group:
                         raise ValueError(f"{name}={value!r}: must be None, {type(opt).__name__} has none")
+                    if name == "lr" and value is not None and "initial_lr" in group:
+                        raise ValueError(f"learning_rate={value!r}: must be None, a scheduler of the optimiser sets it")
                 group |= {name: value for name, value in given.items() if value is not None}
             return opt
         rate, momentum, weight_decay = 1e-2 if rate is None else rate, momentum or 0.0, weight_decay or 0.0
@@ -109,12 +120,12 @@ class Optimizers:
         if self._shared:
             self._shared = False
             saved, rates, last = self._optimizers[0].state_dict(), self._rates[0], self._last[0]
-            self._set([self._build(i) for i in range(len(self._modules))])
+            self._set(self._each)
             for i, opt in enumerate(self._optimizers):
                 opt.load_state_dict(self._take(saved, i))
                 self._rates[i], self._last[i] = list(rates), list(last)
 
-    def step(self, grads, factor, compute_again, losses):
+    def step(self, grads, factor, compute_again, losses, random_of):
         """Change the parameters.
 
         Parameters
@@ -127,10 +138,14 @@ class Optimizers:
             ``compute_again(i)`` gives model i's loss and renews its gradients, for LBFGS.
         losses : Tensor, shape (seed,)
             Of the gradients.
+        random_of : callable
+            As above.
         """
         for opt, rates, last in zip(self._optimizers, self._rates, self._last, strict=True):
             for j, group in enumerate(opt.param_groups):
                 if "lr" in group:
+                    if factor != 1 and "initial_lr" in group:
+                        raise ValueError("schedule: must be None, a scheduler of the optimiser sets the rate")
                     if group["lr"] != last[j]:  # somebody has changed it, a scheduler say
                         rates[j] = group["lr"]
                     group["lr"] = rates[j] * factor
@@ -148,8 +163,11 @@ class Optimizers:
             if isinstance(opt, torch.optim.LBFGS):
                 known = [losses[i]]  # it asks first for what has just been computed
                 opt.step(lambda i=i, known=known: known.pop() if known else compute_again(i))
-            else:
+            elif self.are_of_torch:
                 opt.step()
+            else:
+                with random_of(i):
+                    opt.step()
 
     def state_dict(self):
         """Their state, copied."""

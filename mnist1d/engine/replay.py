@@ -20,10 +20,14 @@ __all__ = ["RefusedError", "Replay"]
 aten = torch.ops.aten
 EMPTY = {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default}
 ZEROS = {aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default}
-WITHOUT_OUT = {aten.native_batch_norm.default}  # its out variant takes no notice of the output's strides
+WITHOUT_OUT = {
+    aten.native_batch_norm.default,  # its out variant takes no notice of the output's strides
+    *(getattr(aten, f"{name}_loss").default for name in ("mse", "smooth_l1", "huber")),  # these complain of its shape
+}
 COPIES = {aten.clone.default, aten._to_copy.default}
 UNKNOWN_SHAPE = torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output
 VALUE_READS = {"numpy", "tolist", "item", "__array__", "__bool__", "__float__", "__int__", "__index__", "__complex__"}
+VALUE_READS |= {"__dlpack__"}
 
 
 class RefusedError(RuntimeError):

@@ -1,8 +1,9 @@
 """Many copies of one architecture, one per seed, trained side by side.
 
 A :class:`Stack` behaves as a list of modules that are trained one after the other, and is checked against
-exactly that on its first batch. Where the copies can be computed together they are, by `vmap`; where they
-cannot (a module reads values, `vmap` does not know an operation, the results differ) they run one by one.
+exactly that on its first batches and every few hundred. Where the copies can be computed together they are, by
+`vmap`; where they cannot (a module reads values, `vmap` does not know an operation, the results differ) they run
+one by one.
 """
 
 import copy
@@ -18,17 +19,19 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from mnist1d.engine.checks import (
-    HookFinder,
+    Finder,
     copy_module,
     find_shared_memory,
     freeze_function,
     freeze_module,
     freeze_tensors,
     get_python_random,
+    has_forward_hooks,
     has_hooks,
     identify,
     is_close,
     keep_attributes,
+    keep_function,
     keep_random_state,
     list_watched,
     set_python_random,
@@ -41,17 +44,24 @@ from mnist1d.utils import set_seed
 
 __all__ = ["ReplayError", "Stack"]
 
-CHECK_EVERY = 200  # steps between comparisons of a replay with autograd
+CHECK_EVERY = 199  # steps between comparisons; a prime, so that no rhythm of a loss hides from them
+SELDOM = 20  # steps between comparisons with the plain way, where what the models read outside changes more often
+LEAST = 0.05  # after the first batch what is smaller, a loss or a gradient, is compared as if it were of this size
 MAX_RECORDINGS = 4
+DIFFERENT = "computed together, the models give other numbers than one by one"
 ATTEMPTS = 3  # Python's generators belong to all threads: another one may draw too, but not every time
 
 
 class ReplayError(RuntimeError):
-    """A replayed step differs from autograd, some steps after the last comparison at which it did not."""
+    """A step differs from the plain way, some steps after the last comparison at which it did not."""
 
 
 class _PythonDrawsError(RuntimeError):
     """A step draws random numbers outside of torch, where models that are computed together cannot."""
+
+
+def _has_padding(module):
+    return any(getattr(part, "padding_idx", None) is not None for part in module.modules())
 
 
 class _Objective(nn.Module):
@@ -103,8 +113,8 @@ class Stack:
     stacked : bool or None
         Whether the models are computed together; None before the first batch.
     check_next : bool
-        Compare the next replay with autograd. True before the last step of a loop, a change that no replay sees is
-        found wherever it came.
+        Compare the next step with the plain way, and its replay with autograd. True before the last step of a loop,
+        a change that neither sees is found wherever it came.
     reuse_grads : bool
         Whether the next :meth:`backward` may write over `grads`: spares a copy.
     """
@@ -176,8 +186,11 @@ class Stack:
         self._watched = []
         self._replay = os.environ.get("MNIST1D_REPLAY", "1") != "0" if replay is None else replay
         self._recordings, self._since_check, self.checked, self._outside, self._inside = {}, 0, 0, None, None
-        self._losses = None
-        self.optimizers = Optimizers(self.modules, self.params, optimizer, learning_rate, momentum, weight_decay)
+        self._losses, self._seen = None, None
+        self._since_plain = self._steps = 0  # since the last comparison with the plain way, and in all
+        settings = optimizer, learning_rate, momentum, weight_decay
+        with keep_random_state():
+            self.optimizers = Optimizers(self.modules, self.params, *settings, self._random_of)
 
     def __len__(self):
         return len(self.seeds)
@@ -194,6 +207,8 @@ class Stack:
             own = [n.get(name) for n in named]
             if any(t is None or t.shape != first.shape or t.dtype != first.dtype for t in own):
                 raise ValueError(f"build: {name} is not alike in all copies; must have one shape and dtype")
+            if any(t.requires_grad != first.requires_grad for t in own):
+                raise ValueError(f"build: {name} is frozen in some copies; must be trained in all or none")
             stacked[name] = torch.stack([t.detach() for t in own])
             for part, t in zip(stacked[name], own, strict=True):
                 t.data = part
@@ -282,7 +297,7 @@ class Stack:
     def __getstate__(self):
         """Without recordings and comparisons, which whoever reads it makes anew."""
         without = {"_recordings": {}, "_evaluates_together": {}, "_batch": None, "_losses": None, "_since_check": 0,
-                   "_watched": []}  # fmt: skip
+                   "_since_plain": 0, "_seen": None, "_watched": []}  # fmt: skip
         return {**self.__dict__, **without}
 
     def __setstate__(self, state):
@@ -310,7 +325,9 @@ class Stack:
         factor : float
             Of the learning rate, for a schedule.
         """
-        self.optimizers.step(self.grads if self.stacked else None, factor, self._compute_again, self._losses)
+        grads = self.grads if self.stacked else None
+        with nullcontext() if self.optimizers.are_of_torch else keep_random_state():
+            self.optimizers.step(grads, factor, self._compute_again, self._losses, self._random_of)
         if not self.optimizers.are_of_torch:
             for i in range(len(self)):
                 self._sync_parameters(i)
@@ -348,7 +365,7 @@ class Stack:
         if self.optimizers.compute_gradients:
             raise ValueError("clip: LBFGS computes gradients within its step; must be None, or part of the loss")
         grads = [g for g in self.grads.values() if g is not None]
-        norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in grads]).norm(dim=0)
+        norms = torch.stack([torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1) for g in grads]).norm(dim=0)
         factor = (max_norm / (norms + 1e-6)).clamp(max=1.0)
         for g in grads:
             g.mul_(factor.view(-1, *[1] * (g.ndim - 1)))
@@ -514,9 +531,12 @@ class Stack:
         """Compute the first batch in both ways; go on together if they agree."""
         module, function = self.modules[0], self.objective or self.loss
 
+        watched = list_watched(module)
+
         def describe():
             of_loss = freeze_tensors(function, buffers=True) if isinstance(function, nn.Module) else None
-            return freeze_module(module), freeze_tensors(module), freeze_function(function), of_loss
+            outside = [freeze() for freeze in watched]
+            return (freeze_module(module), freeze_tensors(module), outside), (freeze_function(function), of_loss)
 
         try:
             fresh = [copy_module(m) for m in self.modules]  # as they are before anything has run
@@ -524,18 +544,22 @@ class Stack:
             fresh = None
         values = {name: p.detach().clone() for name, p in self.params.items()}
         reason, before, seen, drawn = "", self._save_inner(), describe(), list(self._python_rng)
-        with HookFinder() as finder:
+        with Finder() as finder:
             losses = self._backward_plain(batch)  # an error here is the user's own
         if any(not torch.equal(p, values[name]) for name, p in self.params.items()):
             reason = "the module changes parameters in its forward pass"
         elif {name for name, _ in module.named_buffers()} != self.buffers.keys():
             reason = "a buffer of the module begins as None"
-        elif len(self) > 1 and any(getattr(part, "padding_idx", None) is not None for part in module.modules()):
+        elif len(self) > 1 and (finder.padding or _has_padding(module)):
             reason = "vmap gives the padding of an embedding a gradient"
-        elif seen != describe():
-            reason = "the module or the loss counts or remembers in Python, or in tensors that are no buffers"
-        elif has_hooks(module) or (finder.found and len(self) > 1):
+        elif seen[0] != (now := describe())[0]:
+            reason = "the module counts or remembers in Python, or in tensors that are no buffers"
+        elif seen[1] != now[1]:
+            reason = "the loss counts or remembers in Python, and what it counts is that of all seeds together"
+        elif has_hooks(module) or (finder.hook and len(self) > 1):
             reason = "it has hooks on gradients"
+        elif len(self) > 1 and has_forward_hooks(module):
+            reason = "it has hooks"
         else:
             try:
                 self._template = self._make_template()
@@ -545,11 +569,27 @@ class Stack:
         plain = [losses, *(self.grads[name] for name in self.params if self.grads[name] is not None)]
         names, after = [n for n in self.params if self.grads[n] is not None], self._save_inner()
         self.stacked = False
+        self._replay &= not has_forward_hooks(module)  # which no replay calls
         if reason:
             return self._explain(reason, losses)
         if any(not torch.equal(a, b) for a, b in zip(before[1], after[1], strict=True)):
             self._draws = Draws(self._rng)
+        for layers in (self._layers, []) if self._layers else ([],):  # with kernels, or as torch wrote them
+            self._layers = layers
+            self._restore_inner(before)
+            reason = self._find_difference(batch, plain, names, after, fresh)
+            if not reason:
+                break
+        if reason:
+            self._restore_inner(after)
+            return self._explain(reason, losses)
         self._restore_inner(before)
+        self._python_rng[:] = drawn  # if it differs, another thread drew
+        self.stacked = True
+        return self._compute(batch)
+
+    def _find_difference(self, batch, plain, names, after, fresh):
+        """What keeps the first batch from being computed together, as text; empty if nothing does."""
         try:
             with keep_attributes([self._template]):
                 python = self._get_python_state()
@@ -564,16 +604,41 @@ class Stack:
             same = self._used == names
             same &= self._agree(together, plain, self.buffers, after[0]) or self._agree_in_double(batch, fresh)
             same &= all(torch.equal(a, b) for a, b in zip(self._rng, after[1], strict=True))
-            reason = "computed together, the models give other numbers than one by one"
+            return "" if same else DIFFERENT
         except Exception as error:  # whatever a module does that vmap cannot; the plain way has just worked
-            same, reason = False, str(error).strip().splitlines()[0] or type(error).__name__
-        if not same:
-            self._restore_inner(after)
-            return self._explain(reason, losses)
+            return str(error).strip().splitlines()[0] or type(error).__name__
+
+    def _is_due(self):
+        """Whether this step is one to compare with the plain way: the next two, the last, and some between."""
+        outside = self._get_outside()
+        has_changed, self._seen = self._seen not in (None, outside), outside
+        self._steps += 1
+        if self._steps == 1:  # the first batch has just been compared
+            return False
+        self._since_plain += 1
+        is_time = self._steps <= 3 or self._since_plain >= CHECK_EVERY or self.check_next
+        return is_time or (has_changed and self._since_plain >= SELDOM)
+
+    def _is_as_plain(self, batch):
+        """Whether a step of all models together still gives what it gives each by itself."""
+        before, python = self._save_inner(), list(self._python_rng)
+        with keep_attributes(self.modules), keep_function(self.objective or self.loss):
+            losses = self._backward_plain(batch)
+        plain = [losses, *(self.grads[name] for name in self.params if self.grads[name] is not None)]
+        names, after = [n for n in self.params if self.grads[n] is not None], self._save_inner()
         self._restore_inner(before)
-        self._python_rng[:] = drawn  # if it differs, another thread drew
-        self.stacked = True
-        return self._compute(batch)
+        self._python_rng[:] = python
+        with keep_attributes([self._template]):
+            together = self._run_together(batch)
+        same = self._used == names and self._agree(together, plain, self.buffers, after[0], LEAST)
+        same &= all(torch.equal(a, b) for a, b in zip(self._rng, after[1], strict=True))
+        self._restore_inner(before)
+        if not same and self._used == names:
+            same = self._agree_in_double(batch, [copy_module(m) for m in self.modules])
+        if same:
+            self._since_plain = 0
+            self.checked += not self._replay  # else the replay is still to be compared
+        return same
 
     def _agree_in_double(self, batch, fresh):
         """Whether the two ways agree in double precision, so that what lay between them was rounding alone.
@@ -593,7 +658,7 @@ class Stack:
             twin.params, twin.buffers = twin._stack("named_parameters"), twin._stack("named_buffers")
             twin._template = copy_module(self.modules[0], share=True).double()
             twin._share_state(twin._template)
-            twin._layers = find_layers(twin._template)
+            twin._layers = find_layers(twin._template) if self._layers else []
             before = twin._save_inner()
             losses = twin._backward_plain(batch)
             plain, after = [losses, *(g for g in twin.grads.values() if g is not None)], twin._save_inner()
@@ -609,17 +674,18 @@ class Stack:
         self.optimizers.split()
         return losses
 
-    def _agree(self, ours, plain, our_buffers, plain_buffers):
+    def _agree(self, ours, plain, our_buffers, plain_buffers, least=0.0):
         """Whether losses, gradients and buffers are the same to rounding, of all models that have not diverged."""
         alive = plain[0].isfinite()
         ours, plain = [t[alive] for t in ours], [t[alive] for t in plain]
         if not alive.any():
             return True
         # A gradient that is zero but for rounding is compared with the largest of its model.
-        scale = torch.stack([g.abs().flatten(1).amax(1).double() for g in plain[1:] if g[0].numel()]).amax(0)
+        largest = [g.abs().reshape(len(g), -1).amax(1).double() for g in plain[1:] if g[0].numel()]
+        scale = torch.stack(largest).amax(0).clamp(min=100 * least)
         pairs = zip(ours[1:], plain[1:], strict=True)
         return (
-            is_close(ours[0], plain[0])
+            is_close(ours[0], plain[0], plain[0].real.new_tensor(least))
             and all(is_close(a, b, 0.01 * scale.to(b.real.dtype)) for a, b in pairs)
             and all(is_close(our_buffers[name][alive], t[alive]) for name, t in plain_buffers.items())
         )
@@ -631,9 +697,9 @@ class Stack:
         if key in self._recordings:
             self._recordings[key][1] += 1
             replay, uses, self._used = self._recordings[key]
-            outside = self._get_outside()
-            has_changed, self._outside = outside != self._outside, outside
-            if uses > 2 and uses % CHECK_EVERY and not (has_changed or self.check_next):
+            has_changed, self._outside = self._seen != self._outside, self._seen
+            is_rare = uses <= 2 or uses % CHECK_EVERY == 0  # of a shape that may be so
+            if not (is_rare or self._since_plain == 0 or has_changed or self.check_next):
                 self._since_check += 1
                 return replay(*batch)
             if has_changed and self._get_inside() == self._inside:
@@ -641,7 +707,7 @@ class Stack:
         elif len(self._recordings) >= MAX_RECORDINGS:
             return self._stop_replay("batches come in too many shapes", self._run_together(batch))
         before, python = self._save_inner(), self._get_python_state()
-        self._inside, self._outside = self._get_inside(), self._get_outside()
+        self._inside, self._outside = self._get_inside(), self._seen
         plain = self._run_together(batch)
         after = self._save_inner()
         if self._get_python_state() != python:
@@ -659,7 +725,8 @@ class Stack:
         same = self._agree(results, plain, self.buffers, after[0])
         same &= all(torch.equal(a, b) for a, b in zip(self._rng, after[1], strict=True))
         if same:
-            self._since_check, self.checked = 0, self.checked + 1
+            self._since_check = 0
+            self.checked += self._since_plain == 0
             return results
         if self._since_check:
             self._restore_inner(before)
@@ -711,19 +778,27 @@ class Stack:
         if not self.stacked:
             return self._backward_plain(batch)
         try:
+            if self._is_due() and not self._is_as_plain(batch):
+                text = f"{DIFFERENT}, {self._since_plain - 1} steps after the last comparison; from now on they part"
+                return self._part(DIFFERENT, text if self._since_plain > 1 else "", batch)
             if self._replay:
                 return self._keep(self._backward_replayed(batch))
             return self._keep(self._run_together(batch))
         except ReplayError:
             raise
         except Exception as error:  # vmap cannot what a module now does; if nothing can, the plain way says so
-            steps, self._since_check = self._since_check, 0
-            self.stacked, self._replay, self._recordings = False, False, {}
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            self._explain(reason, None)
-            if steps:
-                raise ReplayError(f"{reason}, which {steps} replayed steps have not done") from None
-            return self._backward_plain(batch)
+            text = f"{reason}, which {self._since_check} replayed steps have not done"
+            return self._part(reason, text if self._since_check else "", batch)
+
+    def _part(self, reason, error, batch):
+        """Go on one by one; an error where past steps may have been wrong."""
+        self.stacked, self._replay, self._recordings = False, False, {}
+        self._since_check = self._since_plain = 0
+        self._explain(reason, None)
+        if error:
+            raise ReplayError(error)
+        return self._backward_plain(batch)
 
     def _evaluate_plain(self, function, batch):
         outs = []
@@ -738,7 +813,16 @@ class Stack:
                 for p, grad, value in own:
                     p.grad = grad
                     p.copy_(value)
-        return tree_map(lambda *parts: torch.stack([torch.as_tensor(part) for part in parts]), *outs)
+
+        def join(*parts):
+            try:
+                return torch.stack([torch.as_tensor(part) for part in parts])
+            except (RuntimeError, TypeError, ValueError):
+                what = {f"{type(p).__name__} {tuple(getattr(p, 'shape', ()))}" for p in parts}
+                text = f"function: gave {', '.join(sorted(what))}; must give tensors, of one shape for all models"
+                raise ValueError(text) from None
+
+        return tree_map(join, *outs)
 
     def _evaluate(self, function, batch, saved):
         """All models together if that works and, the first time, gives what they give one by one."""
@@ -789,7 +873,8 @@ class Stack:
         self._check_batch(batch)
         saved, python = self._save_inner(), list(self._python_rng)
         try:
-            with keep_attributes([*self.modules, *([self._template] if self._template else [])]):
+            modules = [*self.modules, *([self._template] if self._template else [])]
+            with keep_attributes(modules), keep_function(self.objective or self.loss):
                 return self._evaluate(function, batch, saved)
         finally:
             self._restore_inner(saved)

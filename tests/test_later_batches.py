@@ -1,0 +1,474 @@
+"""What a first batch does not show: whenever a difference begins, numbers are a plain loop's, or there is an error."""
+
+import types
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mnist1d import compare
+from mnist1d.engine import Stack
+from mnist1d.training import accuracy, evaluate, fit, split_tensors, train
+from mnist1d.utils import set_seed
+from test_state import draw_batches, make_sgd
+from zoo import CLASSES, LENGTH, Base, base
+
+NOW = {"step": 0, "seen": None}
+
+
+def cross_entropy(model, x, y):
+    return F.cross_entropy(model(x), y)
+
+
+def check(build, n, objective=cross_entropy, optimizer=make_sgd, batches=None):
+    """A stack's losses and parameters against those of a loop over seeds."""
+    batches = batches or draw_batches(n, 12)
+    stack, ours = Stack(build, range(n), objective=objective, optimizer=optimizer), []
+    for NOW["step"], batch in enumerate(batches):
+        ours.append(stack.backward(*batch))
+        stack.step()
+    for i in range(n):
+        set_seed(i)
+        model = build()
+        opt, losses = optimizer(model.parameters()), []
+        for NOW["step"], (x, y) in enumerate(batches):
+            opt.zero_grad()
+            losses.append(objective(model, x[i].clone(), y[i].clone()))
+            losses[-1].backward()
+            opt.step()
+        torch.testing.assert_close(torch.stack(ours)[:, i], torch.stack(losses).detach(), rtol=1e-3, atol=1e-4)
+        for name, p in model.named_parameters():
+            torch.testing.assert_close(stack.params[name][i], p, rtol=1e-3, atol=1e-4)
+    return stack
+
+
+class Anchored(Base):
+    """Holds its parameters in a list, and where they were."""
+
+    def __init__(self):
+        super().__init__()
+        self.held = [p for p in self.parameters() if p.ndim > 1]
+        self.start = [p.detach().clone() for p in self.held]
+
+
+def pull_back(model, x, y):
+    distance = sum((p - q).square().sum() for p, q in zip(model.held, model.start, strict=True))
+    return cross_entropy(model, x, y) + 0.5 * distance
+
+
+class ZeroHead(nn.Module):
+    """A layer of one's choice under a head of zeros, through which no first gradient comes."""
+
+    def __init__(self, layer, n_out):
+        super().__init__()
+        self.layer, self.head = layer, nn.Linear(n_out, CLASSES)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, x):
+        return self.head(self.layer(x[:, None]).relu().flatten(1))
+
+
+def penalize_slope(model, x, y):
+    x = x.requires_grad_()
+    out = model(x)
+    (slope,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+    return F.cross_entropy(out, y) + 5 * slope.square().sum(1).mean()
+
+
+def penalize_slope_functionally(model, x, y):
+    slope = torch.func.grad(lambda t: model(t).square().sum())(x)
+    return cross_entropy(model, x, y) + 5 * slope.square().sum(1).mean()
+
+
+LAYERS = {
+    "conv": lambda: ZeroHead(nn.Conv1d(1, 3, 3), 3 * (LENGTH - 2)),
+    "max": lambda: ZeroHead(nn.Sequential(nn.Conv1d(1, 3, 3), nn.MaxPool1d(2)), 3 * (LENGTH // 2 - 1)),
+    "power": lambda: ZeroHead(nn.Sequential(nn.Conv1d(1, 3, 3), nn.LPPool1d(2, 2)), 3 * (LENGTH // 2 - 1)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*one seed after the other")
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("objective", [penalize_slope, penalize_slope_functionally])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_penalty_on_slopes_has_its_gradient(layer, objective, n):
+    check(LAYERS[layer], n, objective)
+
+
+@pytest.mark.filterwarnings("ignore:.*one seed after the other", "ignore:training steps are not replayed")
+@pytest.mark.parametrize("n", [1, 3])
+def test_parameters_that_a_list_holds_have_a_gradient(n):
+    check(Anchored, n, pull_back)
+
+
+class Features(nn.Module):
+    """Random features, drawn for each seed and held as a plain tensor, whose weight is zero at first."""
+
+    def __init__(self):
+        super().__init__()
+        self.drawn = 2 * torch.randn(LENGTH, 16)
+        self.amount, self.linear = nn.Parameter(torch.zeros(16)), nn.Linear(LENGTH, 16)
+        self.head = nn.Linear(16, CLASSES)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, x):
+        return self.head(self.linear(x) + self.amount * torch.cos(x @ self.drawn))
+
+
+@pytest.mark.filterwarnings("ignore:.*one seed after the other")
+def test_what_differs_between_seeds_and_is_no_buffer_is_each_seeds_own():
+    assert check(Features, 3).stacked is False
+
+
+class Clamped(Base):
+    """One layer has a forward pass of its own, which does as the layer's until a weight is large."""
+
+    def __init__(self):
+        super().__init__()
+        layer = next(part for part in self.modules() if type(part) is nn.Linear)
+        clamped = lambda own, x: F.linear(x, own.weight.clamp(-0.26, 0.26), own.bias)  # noqa: E731
+        layer.forward = types.MethodType(clamped, layer)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_forward_pass_put_over_a_layers_own_is_run(n):
+    check(Clamped, n, optimizer=lambda params: torch.optim.SGD(params, lr=0.5))
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Parameter(torch.randn(5, 4)), nn.Linear(16, CLASSES)
+
+    def forward(self, x):
+        return self.head(F.embedding(x, self.table, padding_idx=0).flatten(1))
+
+
+@pytest.mark.filterwarnings("ignore:.*one seed after the other")
+def test_a_padding_that_comes_later_has_no_gradient():
+    generator = torch.Generator().manual_seed(0)
+    batches = []
+    for step in range(10):
+        x = torch.randint(1, 5, (3, 10, 4), generator=generator)
+        x[:, :, 0] *= step <= 3
+        batches.append((x, torch.randint(CLASSES, (3, 10), generator=generator)))
+    check(Words, 3, batches=batches)
+
+
+class Clipping(torch.optim.SGD):
+    @torch.no_grad()
+    def step(self, closure=None):
+        super().step()
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.clamp_(-0.2, 0.2)
+
+
+def normalize(self, h):
+    return h.tanh() / self.first.weight.abs().max()
+
+
+@pytest.mark.filterwarnings("ignore:.*one seed after the other")
+def test_ties_share_a_gradient_as_torch_shares_it():
+    check(base(normalize), 3, optimizer=lambda params: Clipping(params, lr=0.5))
+
+
+# In `train`, which goes back where a difference is found ------------------------------------------------------------
+
+
+def make_data(n=120):
+    rng = np.random.default_rng(0)
+    return {"x": rng.normal(size=(n, LENGTH)), "y": np.arange(n) % CLASSES}
+
+
+def note_step(step):
+    NOW["step"] = step
+    return 1.0
+
+
+def train_both(build, n, steps, **options):
+    """Last training losses [seed]: ours, and those of every seed in a plain loop."""
+    data, plain = make_data(), []
+    settings = {"batch_size": 10, "optimizer": make_sgd, "schedule": note_step, "eval_every": steps} | options
+    ours = train(build, data, n, steps=steps, **settings)["train_loss"][:, -1]
+    loss = options.get("loss", F.cross_entropy)
+    for i in range(n):
+        set_seed(i)
+        model = build()
+        opt = make_sgd(model.parameters())
+        for step in range(steps):
+            note_step(step)
+            rows = (np.arange(10) + 10 * step) % 120
+            x, y = torch.tensor(data["x"][rows], dtype=torch.float32), torch.tensor(data["y"][rows])
+            opt.zero_grad()
+            value = loss(model(x), y)
+            value.backward()
+            opt.step()
+        plain.append(value.item())
+    return ours, plain
+
+
+class Late(Base):
+    """From step 60 on reads a number that was drawn for each seed."""
+
+    def __init__(self):
+        super().__init__()
+        self.drawn = float(torch.rand(()))
+
+    def forward(self, x):
+        return super().forward(x) * (1 + self.drawn * (NOW["step"] >= 60))
+
+
+@pytest.mark.filterwarnings("ignore:.*one seed after the other", "ignore:.*training goes on without it")
+@pytest.mark.parametrize("steps", [70, 300])
+def test_what_begins_late_is_found_and_training_goes_back(steps):
+    ours, plain = train_both(Late, 3, steps)
+    np.testing.assert_allclose(ours, plain, rtol=1e-3)
+
+
+class Rhythm(nn.Module):
+    """A loss with a term every 16 steps, by a helper of a helper."""
+
+    def forward(self, out, y):
+        return F.cross_entropy(out, y) + weigh() * out.square().mean()
+
+
+class RhythmOfAnObject:
+    def __call__(self, out, y):
+        return F.cross_entropy(out, y) + weigh() * out.square().mean()
+
+
+def weigh():
+    return read_step() % 16 == 8
+
+
+def read_step():
+    return NOW["step"]
+
+
+@pytest.mark.filterwarnings("ignore:training steps are not replayed")
+@pytest.mark.parametrize("loss", [Rhythm(), RhythmOfAnObject()], ids=["module", "object"])
+def test_what_comes_and_goes_in_a_helper_is_seen(loss):
+    ours, plain = train_both(Base, 2, 30, loss=loss)
+    np.testing.assert_allclose(ours, plain, rtol=1e-3)
+
+
+class Annealed:
+    """A loss that counts its calls."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, out, y):
+        self.calls += 1
+        return (out - y).square().mean() * max(0.0, 1 - self.calls / 40)
+
+
+@pytest.mark.parametrize("eval_every", [1, 3, 9])
+def test_evaluations_do_not_advance_a_loss_that_counts(eval_every):
+    rng = np.random.default_rng(0)
+    data = {"x": rng.normal(size=(90, LENGTH)), "y": rng.normal(size=(90, CLASSES))}
+    data |= {"x_test": data["x"], "y_test": data["y"]}
+    loss = Annealed()
+    history = train(Base, data, 1, steps=9, batch_size=10, loss=loss, eval_every=eval_every, optimizer=make_sgd)
+    assert loss.calls == 9
+    again = train(Base, data, 1, steps=9, batch_size=10, loss=Annealed(), eval_every=9, optimizer=make_sgd)
+    assert history["train_loss"][0, -1] == pytest.approx(again["train_loss"][0, -1])
+
+
+def test_a_loss_that_counts_is_said_to_be_shared_by_the_seeds():
+    with pytest.warns(UserWarning, match="what it counts is that of all seeds together"):
+        Stack(Base, 2 * [0], loss=Annealed()).backward(torch.randn(2, 5, LENGTH), torch.randn(2, 5, CLASSES))
+
+
+def remember():
+    model = Base()
+    model.register_forward_hook(lambda module, inputs, out: NOW.update(seen=out.detach().clone()))
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:.*one seed after the other")
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_hook_sees_every_step(n):
+    stack, seen = Stack(remember, range(n), optimizer=make_sgd), []
+    for batch in draw_batches(n, 9):
+        stack.backward(*batch)
+        stack.step()
+        seen.append(NOW["seen"].mean().item())
+    assert len(set(seen)) == 9
+
+
+# Optimisers ---------------------------------------------------------------------------------------------------------
+
+
+class Noisy(torch.optim.SGD):
+    @torch.no_grad()
+    def step(self, closure=None):
+        super().step()
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.add_(0.05 * torch.randn_like(p))
+
+
+def test_an_optimisers_noise_is_the_seeds_own():
+    check(Base, 2, optimizer=lambda params: Noisy(params, lr=0.1))
+    first, second = (
+        torch.manual_seed(k) and train_both(Base, 2, 9, optimizer=lambda p: Noisy(p, lr=0.1))[0] for k in (1, 2)
+    )
+    np.testing.assert_array_equal(first, second)
+
+
+def freeze():
+    model = Base()
+    next(model.parameters()).requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_what_is_frozen_at_first_can_be_trained_later(n):
+    stack = Stack(freeze, range(n))
+    name, p = next(iter(stack.params.items()))
+    before = p.detach().clone()
+    for step, batch in enumerate(draw_batches(n, 8)):
+        if step == 4:
+            assert torch.equal(p, before)
+            p.requires_grad_(True)
+        stack.backward(*batch)
+        stack.step()
+    assert not torch.equal(stack.params[name], before)
+
+
+def test_a_layer_frozen_in_some_copies_is_named():
+    made = iter([freeze(), Base()])
+    with pytest.raises(ValueError, match="is frozen in some copies; must be trained in all or none"):
+        Stack(lambda: next(made), [0, 1])
+
+
+def with_scheduler(params):
+    optimizer = torch.optim.SGD(params, lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    optimizer.register_step_post_hook(lambda *_: scheduler.step())
+    return optimizer
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of")
+def test_two_that_set_one_rate_are_an_error():
+    with pytest.raises(ValueError, match=r"learning_rate=0\.8: must be None, a scheduler of the optimiser sets it"):
+        train(Base, make_data(), 1, steps=2, batch_size=10, optimizer=with_scheduler, learning_rate=0.8)
+    with pytest.raises(ValueError, match="schedule: must be None, a scheduler of the optimiser sets the rate"):
+        train(Base, make_data(), 1, steps=2, batch_size=10, optimizer=with_scheduler, schedule=lambda step: 0.5)
+
+
+def with_look_back(params):
+    optimizer, last = torch.optim.SGD(params, lr=0.1), {}
+
+    def extrapolate(optimizer, *_):
+        for p in optimizer.param_groups[0]["params"]:
+            new, old = p.grad, last.get(p, p.grad)
+            last[p] = new
+            p.grad = 2 * new - old
+
+    optimizer.register_step_pre_hook(extrapolate)
+    return optimizer
+
+
+def test_gradients_that_a_hook_keeps_are_not_written_over():
+    losses = [
+        train(Base, make_data(), 2, steps=20, batch_size=10, optimizer=with_look_back, eval_every=20, replay=replay)
+        for replay in (None, False)
+    ]
+    np.testing.assert_allclose(losses[0]["train_loss"], losses[1]["train_loss"], rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*one seed after the other")
+def test_an_optimiser_is_made_once_for_each_model():
+    made = []
+
+    def make(params):
+        made.append(1)
+        return make_sgd(params)
+
+    check(Features, 2, optimizer=make)
+    assert len(made) == 4  # two in the stack, two in the loop
+
+
+# Evaluation and data ------------------------------------------------------------------------------------------------
+
+
+class Centred(nn.Module):
+    """Looks at an example beside the mean of its batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.linear = (
+            nn.BatchNorm1d(LENGTH, affine=False, track_running_stats=False),
+            nn.Linear(LENGTH, CLASSES),
+        )
+
+    def forward(self, x):
+        return self.linear(self.norm(x))
+
+
+def test_a_model_that_mixes_examples_is_evaluated_on_all_at_once():
+    x = torch.randn(1000, LENGTH).sort(0).values.expand(2, -1, -1)
+    stack = Stack(Centred, range(2))
+    y = torch.stack([stack.get_module(i).eval()(x[0]).argmax(1) for i in range(2)])
+    assert evaluate(stack, x, y)[1].tolist() == [100, 100]
+
+
+def test_truth_values_stay():
+    data = {"x": np.eye(4) > 0, "y": np.array([True, False, True, False])}
+    x, y = split_tensors(data, "", 2)
+    assert x.dtype == y.dtype == torch.bool
+
+
+def test_a_function_is_known_by_its_defaults_and_its_owner():
+    def build():
+        model = Base()
+        model.drawn = float(torch.rand(()))
+        return model
+
+    stack, (x, y) = Stack(build, range(3)), draw_batches(3, 1)[0]
+    stack.backward(x, y)
+    for k in (0, 1):
+        found = stack.evaluate(lambda model, x, k=k: model(x) + k * model.drawn, x)
+        expected = torch.stack([m(part) + k * m.drawn for m, part in zip(stack.modules, x, strict=True)])
+        torch.testing.assert_close(found, expected.detach())
+
+
+class Scaled(Base):
+    """With a parameter that is one number, as a temperature is."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x):
+        return super().forward(x) * self.scale.exp()
+
+
+def test_a_parameter_may_be_one_number():
+    assert check(Scaled, 3).stacked
+    assert np.isfinite(train(Scaled, make_data(), 2, steps=5, batch_size=10, clip=1.0)["train_loss"][:, -1]).all()
+    data = make_data() | {f"{k}_test": v for k, v in make_data().items()}
+    assert compare({"a": Scaled, "b": Base}, data, seeds=2, budget=2).accuracy["a"].shape == (2,)
+
+
+def test_a_model_that_gives_nan_has_no_accuracy():
+    logits = torch.tensor([[[1.0, 0.0], [torch.nan, 0.0]], [[1.0, 0.0], [0.0, 1.0]]])
+    found = accuracy(logits, torch.tensor([[0, 0], [0, 1]]))
+    assert found[0].isnan() and found[1] == 100
+
+
+def test_what_an_evaluation_gives_must_be_tensors():
+    stack = Stack(Base, range(2))
+    with pytest.raises(ValueError, match=r"function: gave NoneType \(\); must give tensors"):
+        stack.evaluate(lambda model, x: None, torch.zeros(2, 5, LENGTH))
+
+
+def test_a_last_step_that_diverges_shows():
+    data = make_data() | {f"{k}_test": v for k, v in make_data().items()}
+    history = fit(Base, data, 1, steps=1, batch_size=10, optimizer=lambda p: torch.optim.SGD(p, lr=torch.inf))[1]
+    assert np.isnan(history["test_acc"][0, -1])
