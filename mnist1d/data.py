@@ -1,5 +1,6 @@
 """The MNIST-1D generator: the frozen dataset by default, any size and difficulty on request."""
 
+import contextlib
 import difflib
 import hashlib
 import inspect
@@ -7,6 +8,7 @@ import json
 import numbers
 import os
 import pickle
+import types
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
+from mnist1d import pickles
 from mnist1d.transform import CORRELATION_WIDTH, LARGEST, check_integer, check_padding, check_translation, require
 from mnist1d.utils import ObjectView, expand, from_pickle, open_for_rename
 
@@ -64,6 +67,10 @@ FROZEN_SHA256 = {
     "y": "d97dc7aecec8ad6b5d8f143ba3e9c4bd7e25c420d7dfc2eb990591cfc0ed3e15",
     "y_test": "8de99be3ff9dab15ae0dc072c3d6ced7cf6b33d365888ce4a386fc944489452c",
 }
+FROZEN_T = np.linspace(-5.387535, 5.387535, DEFAULTS["final_seq_length"])  # its positions
+
+# SHA-256 of the answers of the human quiz as one line of JSON.
+ANSWERS_SHA256 = "72d7394081d459e9d4f010aba481b6565781b57a8585170f4e0fb268d7bca3e0"
 
 # What a file of get_dataset begins with, as a pickle that drops it: protocol 5, a text of 136 bytes; the SHA-256 of the
 # arguments and of the rest, which end this text, and POP follow.
@@ -122,26 +129,41 @@ def _nearest(name, cutoff):
     return SYNONYMS.get(name) or next(iter(difflib.get_close_matches(name, names, n=1, cutoff=cutoff)), None)
 
 
+def _read_attributes(args, names):
+    """Those of an object's attributes that it has, as a dict. Others are not touched: they may be costly, or fail."""
+    given = {}
+    for name in names:
+        with contextlib.suppress(AttributeError, KeyError):
+            given[name] = getattr(args, name)
+    return given
+
+
+def _list_fields(args):
+    """The names of an object's values: attributes, slots, fields, keys; of no method and no property."""
+    fields = set(args if isinstance(args, Mapping) else getattr(type(args), "_fields", ()))
+    for name, value in inspect.getmembers_static(args):
+        is_slot = isinstance(value, types.MemberDescriptorType)
+        if is_slot or not (callable(value) or hasattr(type(value), "__get__")):
+            fields.add(name)
+    return sorted(name for name in fields if isinstance(name, str) and not name.startswith("_"))
+
+
 def _read_args(args, changes):
     """A dict of every argument, from None, a mapping or any object with attributes, and from keywords."""
     given = {}
-    if isinstance(args, Mapping) and not any(hasattr(args, name) for name in DEFAULTS):
+    if isinstance(args, Mapping) and not _read_attributes(args, DEFAULTS):
         given = dict(args)
     elif args is not None:
-        # Whatever else an object holds is not touched: it may be costly, or fail.
-        for name in [*DEFAULTS, "label_noise", "validation_split"]:
-            try:
-                given[name] = getattr(args, name)
-            except (AttributeError, KeyError):
-                continue
+        given = _read_attributes(args, [*DEFAULTS, "label_noise", "validation_split"])
         require(given, "args", args, "a mapping, or an object with at least one argument as its attribute")
         for name in given.keys() - DEFAULTS.keys() if not isinstance(args, ObjectView) else ():
             if given[name]:  # code written for 0.0.2 may mean something of its own by it
                 warnings.warn(f"args.{name}={given[name]!r} changes the data: it is an argument here", stacklevel=4)
-        for name, value in inspect.getmembers_static(args):
-            other = name in DEFAULTS or name in OPTIONS or callable(value) or hasattr(type(value), "__get__")
-            if not other and not name.startswith("_") and (meant := _nearest(name, 0.75)):
+        for name in _list_fields(args):
+            if name not in DEFAULTS and name not in OPTIONS and (meant := _nearest(name, 0.75)):
                 warnings.warn(f"args.{name} has no effect; did you mean {meant!r}?", stacklevel=4)
+            elif name == "factors" and _read_attributes(args, [name]).get(name) is True:
+                warnings.warn("args.factors=True has no effect; give factors=True as a keyword", stacklevel=4)
     given |= changes
     for name in given:
         if name not in DEFAULTS and name not in OPTIONS:
@@ -171,6 +193,8 @@ def _read_template(template):
             array = array.astype(np.float64)
             if not (np.abs(array) <= 1e50).all():
                 raise ValueError(f"{shape}: must be finite numbers of at most 1e50")
+        if array.dtype.kind == "u":
+            require(array.max() <= np.iinfo(np.int64).max, f"template[{name!r}]", array.max(), "below 2**63")
         arrays[name] = array.astype(np.int64) if array.dtype.kind in "iu" else array
     if len(arrays["y"]) > len(arrays["x"]):
         raise ValueError(f"template['y'] has {len(arrays['y'])} labels: must be at most the {len(arrays['x'])} shapes")
@@ -386,8 +410,10 @@ def make_dataset(args: Any = None, template: Mapping[str, Any] | None = None, **
     Datasets that differ in `scale_coeff`, `corr_noise_scale`, `iid_noise_scale`, `shear_scale`, `final_seq_length`,
     `shuffle_seq`, `train_split`, `factors` or the lower end of `padding` share all their draws, and so do those that
     differ in `label_noise` or `validation_split`: sample for sample they have the same label and differ in that alone,
-    up to the standardisation. `seed`, `num_samples`, `template_len`, the upper end of `padding` and `max_translation`
-    change how many numbers are drawn, and with that every sample and the order of the labels.
+    up to the standardisation. `template_len`, the upper end of `padding` and `max_translation` change how many numbers
+    are drawn, and with that the samples and the order of the labels. With another `num_samples` and the same `seed`
+    the first samples that are drawn are the same ones, in another order and other splits: only another `seed` gives
+    data that are independent, to test on, say.
 
     Source: Section 3 and Table 2 of the paper.
     """
@@ -433,14 +459,15 @@ def _is_ours(path):
 def _read_cache(path, key):
     """The dataset in a file that get_dataset wrote, or None, and the reason."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb") as file:  # what is checked is what is read, whoever replaces the file meanwhile
             start = file.read(len(CACHE)), file.read(64), file.read(64 + 1)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if (start[0], start[2]) != (CACHE, f"{digest}0".encode()):
-            raise pickle.UnpicklingError("it is not as it was written")
-        if start[1] != key.encode():
-            return None, "held a dataset of other arguments"
-        return from_pickle(path), "was read"
+            if (start[0], start[2]) != (CACHE, f"{digest}0".encode()):
+                raise pickle.UnpicklingError("it is not as it was written")
+            if start[1] != key.encode():
+                return None, "held a dataset of other arguments"
+            file.seek(0)
+            return pickles.load(file, {}), "was read"
     except pickle.UnpicklingError as error:
         warnings.warn(f"{path} could not be read ({error}); it is replaced", stacklevel=3)
         return None, "was damaged"
@@ -531,6 +558,8 @@ def get_dataset(
         with open_for_rename(path) as file:
             file.write(CACHE + key.encode() + hashlib.sha256(content).hexdigest().encode() + b"0")
             file.write(content)
+            if os.path.exists(path) and not _is_ours(path):
+                raise FileExistsError("another program has written it meanwhile")
     except OSError as error:
         warnings.warn(f"{path} cannot be written ({error}): the dataset is not kept", stacklevel=2)
         return data
@@ -568,14 +597,16 @@ def reorder(data: Mapping[str, Any], order: Sequence[int]) -> dict[str, Any]:
 
 
 def _is_frozen(data):
-    """Whether the arrays are those of FROZEN_SHA256."""
+    """Whether the arrays are those of FROZEN_SHA256, and the positions `t` theirs."""
     for name, digest in FROZEN_SHA256.items():
-        array, kind = data[name], "<f4" if name.startswith("x") else "<i8"
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in "iuf":
+        n, length, array = 1000 if name.endswith("_test") else 4000, DEFAULTS["final_seq_length"], data[name]
+        shape, kinds, kind = ((n, length), "f", "<f4") if name.startswith("x") else ((n,), "iu", "<i8")
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in kinds or array.shape != shape:
             return False
         if hashlib.sha256(array.astype(kind).tobytes()).hexdigest() != digest:
             return False
-    return True
+    t = data.get("t", FROZEN_T)
+    return np.shape(t) == FROZEN_T.shape and np.allclose(t, FROZEN_T)
 
 
 def verify() -> bool:
@@ -603,16 +634,13 @@ def load_human_answers() -> dict[str, np.ndarray]:
     """
     file = resources.files("mnist1d").joinpath("human_answers.json")
     try:
-        answers = {name: np.array(values) for name, values in json.loads(file.read_text(encoding="utf-8")).items()}
-        good = answers.keys() == {"test_index", "guess", "label"} and len(np.unique(answers["test_index"])) == 400
-        for name, values in answers.items():
-            values = answers[name] = values.astype(np.int64, casting="safe")
-            good &= values.shape == (400,) and bool(np.isin(values, range(1000 if name == "test_index" else 10)).all())
-    except (ValueError, TypeError, AttributeError):
+        answers = json.loads(file.read_text(encoding="utf-8"))
+        good = hashlib.sha256(json.dumps(answers).encode()).hexdigest() == ANSWERS_SHA256
+    except ValueError:
         good = False
     if not good:
         raise ValueError(f"{file}: must hold test_index, guess and label of 400 answers; install the package again")
-    return answers
+    return {name: np.array(values, dtype=np.int64) for name, values in answers.items()}
 
 
 def to_torch(data: Mapping[str, Any], split: str = "train") -> "TensorDataset":

@@ -64,7 +64,7 @@ def _read_dtype(code, *_):
 
 
 def _check_key(key, depth=3):
-    """Only what is quickly hashed: a hostile tuple of tuples takes hours, or the interpreter's stack."""
+    """Only what is quickly hashed: a hostile tuple, or a long integer in one, takes hours or the stack."""
     if type(key) is tuple and depth and len(key) <= 16:
         for part in key:
             _check_key(part, depth - 1)
@@ -73,6 +73,7 @@ def _check_key(key, depth=3):
             key, np.generic
         )
         _require(plain, f"refused: a {type(key).__name__} as a key or in a set")
+        _require(type(key) is not int or key.bit_length() <= 1024, "refused: a long integer as a key or in a set")
 
 
 class _Reader:
@@ -331,6 +332,8 @@ def load(file: BinaryIO, classes: dict[str, type]) -> Any:
             if opcode.name == "STOP":
                 return reader.data(reader.pop())
             if opcode.name in VALUES:
+                is_old = opcode.name in ("STRING", "BINSTRING", "SHORT_BINSTRING")
+                _require(not is_old or argument.isascii(), "refused: text of Python 2 beyond ASCII, or its arrays")
                 reader.stack.append(argument)
             elif opcode.name in FRESH:
                 reader.stack.append(FRESH[opcode.name]())

@@ -30,18 +30,19 @@ class ObjectView:
         self.__dict__ = d
 
 
-def set_seed(seed: int) -> None:
+def set_seed(seed: int | None) -> None:
     """Seed python's, numpy's and, if it is loaded, torch's global random state.
 
     Parameters
     ----------
-    seed : int
-        From 0 to 2**32 - 1.
+    seed : int or None
+        From 0 to 2**32 - 1; None seeds from the system.
     """
     random.seed(seed)
     np.random.seed(seed)
     if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(seed)
+        torch = sys.modules["torch"]
+        torch.seed() if seed is None else torch.manual_seed(seed)
 
 
 def expand(path: str | bytes | os.PathLike) -> Path:

@@ -1,6 +1,7 @@
 """The generator: frozen data, the plain loop as its oracle, options, and clear errors."""
 
 import argparse
+import collections
 import hashlib
 import inspect
 import json
@@ -23,6 +24,7 @@ import mnist1d
 from mnist1d import get_dataset, get_dataset_args, get_templates, images, make_dataset, reorder, to_torch
 from mnist1d import transform as transform_one
 from mnist1d.transform import corr_noise_like, iid_noise_like, interpolate, pad, shear, translate
+from mnist1d.utils import ObjectView, to_pickle
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -672,15 +674,111 @@ def test_a_damaged_cache_is_reported_replaced_and_never_run(tmp_path, damage):
     assert path.read_bytes() == content and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_that_is_replaced_while_it_is_read_gives_what_was_checked(tmp_path, monkeypatch):
+    path, load = tmp_path / "cache.pkl", mnist1d.data.pickles.load
+    expected = get_dataset({"num_samples": 100, "seed": 1}, path=path, verbose=False)
+
+    def replace(*args):
+        monkeypatch.setattr(mnist1d.data.pickles, "load", load)
+        get_dataset({"num_samples": 100, "seed": 2}, path=path, verbose=False)
+        return load(*args)
+
+    monkeypatch.setattr(mnist1d.data.pickles, "load", replace)
+    found = get_dataset({"num_samples": 100, "seed": 1}, path=path, verbose=False)
+    np.testing.assert_array_equal(found["x"], expected["x"])
+
+
+def test_a_file_that_appears_while_data_are_generated_is_kept(tmp_path, monkeypatch):
+    path, generate = tmp_path / "cache.pkl", mnist1d.data._generate
+
+    def write_first(*args):
+        path.write_text("an hour of work")
+        return generate(*args)
+
+    monkeypatch.setattr(mnist1d.data, "_generate", write_first)
+    with pytest.warns(UserWarning, match="another program has written it meanwhile"):
+        data = get_dataset({"num_samples": 100}, path=path, verbose=False)
+    assert path.read_text() == "an hour of work" and data["x"].shape == (80, 40)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: {"y": data["y"] + 0.4},
+        lambda data: {"x": data["x"][:, None], "x_test": data["x_test"][:, None]},
+        lambda data: {"t": data["t"] * 7},
+    ],
+    ids=["y", "x", "t"],
+)
+def test_what_is_not_quite_the_frozen_dataset_is_said_to_be_another(change, tmp_path):
+    data = make_dataset()
+    to_pickle({**data, **change(data)}, tmp_path / "data.pkl")
+    with pytest.warns(UserWarning, match="was not written by get_dataset: it is read as it is"):
+        get_dataset(path=tmp_path / "data.pkl", verbose=False)
+
+
+class AttributeDict(dict):
+    __getattr__ = dict.__getitem__
+
+
+class Slots:
+    __slots__ = ("iid_noise", "num_samples")
+
+    def __init__(self):
+        self.num_samples, self.iid_noise = 100, 1.0
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        AttributeDict(num_samples=100, iid_noise=1.0),
+        Slots(),
+        collections.namedtuple("Fields", "num_samples iid_noise")(100, 1.0),
+    ],
+    ids=["dict", "slots", "fields"],
+)
+def test_a_misspelt_field_is_told_whatever_holds_it(args):
+    with pytest.warns(UserWarning, match="args.iid_noise has no effect; did you mean 'iid_noise_scale'"):
+        make_dataset(args)
+
+
+def test_an_object_may_hold_any_one_argument():
+    assert make_dataset(AttributeDict(seed=3))["x"].shape == (4000, 40)
+
+
+def test_factors_asked_of_an_object_are_said_to_be_a_keyword():
+    with pytest.warns(UserWarning, match="give factors=True as a keyword"):
+        assert "shear" not in make_dataset(ObjectView({"num_samples": 100, "factors": True}))
+
+
+def test_labels_beyond_an_integer_of_64_bits_are_named():
+    template = {**get_templates(), "y": np.arange(10, dtype=np.uint64) + 2**63}
+    with pytest.raises(ValueError, match=r"template\['y'\]=.*: must be below 2\*\*63"):
+        make_dataset(num_samples=100, template=template)
+
+
+def test_a_larger_dataset_of_the_same_seed_shares_its_samples():
+    small, large = (make_dataset(num_samples=n, factors=True) for n in (100, 200))
+    drawn = np.concatenate([large["shear"], large["shear_test"]])
+    assert np.isin(np.concatenate([small["shear"], small["shear_test"]]), drawn).all()
+
+
+def test_no_seed_is_one_of_the_system():
+    mnist1d.utils.set_seed(None)
+    first = torch.rand(()), np.random.rand(), random.random()
+    mnist1d.utils.set_seed(None)
+    assert all(a != b for a, b in zip(first, (torch.rand(()), np.random.rand(), random.random()), strict=True))
+
+
 def test_an_error_of_the_system_is_no_damage(tmp_path, monkeypatch):
     path = tmp_path / "cache.pkl"
     get_dataset({"num_samples": 100}, path=path, verbose=False)
     content = path.read_bytes()
 
-    def fail(path, **_):
-        raise OSError(5, "Input/output error", str(path))
+    def fail(file, _):
+        raise OSError(5, "Input/output error", file.name)
 
-    monkeypatch.setattr(mnist1d.data, "from_pickle", fail)
+    monkeypatch.setattr(mnist1d.data.pickles, "load", fail)
     with pytest.raises(OSError, match=r"cache\.pkl"):
         get_dataset({"num_samples": 100}, path=path, verbose=False)
     assert path.read_bytes() == content
