@@ -33,6 +33,11 @@ MNIST_SHA256 = {
     "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
     "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
 }
+# Of the arrays of the npz files, labels as int64, in the order of KEYS: others have no claim to the name.
+CONTENT_SHA256 = {
+    "MNIST": "1e35582d42a90940c55b956deb61875c020b567ed20e3c5b174f52bf7809ed9b",
+    "CIFAR-10": "43c2d3963f7316ad0ebacbd41025fb57d6cb4d12f561732593e2dd08771a1253",
+}
 CIFAR10_MIRRORS = ["https://www.cs.toronto.edu/~kriz/"]
 CIFAR10_SHA256 = {"cifar-10-binary.tar.gz": "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"}
 SILENCE = 5  # seconds without a byte, after which a mirror is given up
@@ -128,14 +133,18 @@ def _fetch(files, mirrors, seconds):
     return [found[name] for name in files]
 
 
-def _read_npz(path, shape):
-    """A dataset from a file that somebody put there, read and checked once a process."""
-    return {key: array.copy() for key, array in _read_checked(path, shape, path.stat().st_mtime_ns).items()}
+def _read_npz(path, shape, name):
+    """A dataset from a file that somebody put there, read and checked once a process; its name, if it is that one."""
+    path = path.resolve()
+    state = path.stat()
+    data, digest = _read_checked(path, shape, (state.st_mtime_ns, state.st_size, state.st_ino))
+    name = name if digest == CONTENT_SHA256[name] else f"images of {path.name}"
+    return {**{key: array.copy() for key, array in data.items()}, "name": name}
 
 
 @functools.lru_cache(maxsize=2)
 def _read_checked(path, shape, _):
-    """The arrays of a file as it was at one time. Their sizes are checked before one is read."""
+    """The arrays of a file as it was at one time, and their digest. Their sizes are checked before one is read."""
     rule = f"an npz file of {', '.join(KEYS)}: uint8 images {shape}, as many labels from 0 to 9, {MOST} at most"
     with open(path, "rb") as opened:
         try:
@@ -155,7 +164,10 @@ def _read_checked(path, shape, _):
         # What a damaged archive raises depends on which byte is wrong.
         except Exception as error:
             raise ValueError(f"{path}: must be {rule} ({type(error).__name__}: {error})") from error
-    return data
+    digest = hashlib.sha256()
+    for key in KEYS:
+        digest.update(np.ascontiguousarray(data[key]))
+    return data, digest.hexdigest()
 
 
 def _read_header(archive, key):
@@ -194,6 +206,7 @@ def load_mnist() -> dict[str, np.ndarray | str]:
         `x_train` (60000, 28, 28), `x_test` (10000, 28, 28) uint8; `y_train`, `y_test` int64; `name`, "MNIST".
         Where MNIST cannot be had, a warning says why and these are scikit-learn's 1,797 digits of 8x8 pixels,
         each pixel drawn 3x3 and framed, so that the images are 28x28; `name` then says so, for the figure's title.
+        Where the file holds other images, `name` is "images of mnist.npz", and nothing is claimed of MNIST.
 
     Raises
     ------
@@ -201,7 +214,7 @@ def load_mnist() -> dict[str, np.ndarray | str]:
         If the file in the folder is not such a dataset, or there is no such folder.
     """
     if path := find_data("mnist.npz"):
-        return {**_read_npz(path, (28, 28)), "name": "MNIST"}
+        return _read_npz(path, (28, 28), "MNIST")
     try:
         files = _fetch(MNIST_SHA256, MNIST_MIRRORS, seconds=30)
         return {**dict(zip(KEYS, map(_read_idx, files), strict=True)), "name": "MNIST"}
@@ -225,7 +238,8 @@ def load_cifar10() -> dict[str, np.ndarray | str] | None:
     -------
     dict or None
         `x_train` (10000, 32, 32, 3), `x_test` (1000, 32, 32, 3) uint8; `y_train`, `y_test` int64; `name`,
-        "CIFAR-10". None where it cannot be had; a warning says why.
+        "CIFAR-10", or "images of cifar10_subset.npz" where these are others. None where it cannot be had; a warning
+        says why.
 
     Raises
     ------
@@ -233,7 +247,7 @@ def load_cifar10() -> dict[str, np.ndarray | str] | None:
         If the file in the folder is not such a dataset, or there is no such folder.
     """
     if path := find_data("cifar10_subset.npz"):
-        return {**_read_npz(path, (32, 32, 3)), "name": "CIFAR-10"}
+        return _read_npz(path, (32, 32, 3), "CIFAR-10")
     try:
         (content,) = _fetch(CIFAR10_SHA256, CIFAR10_MIRRORS, seconds=300)
     except OSError as error:

@@ -136,7 +136,7 @@ def test_the_folder_comes_first_and_its_labels_become_int64(files, tiny, make_mi
     use(monkeypatch, mirror)
     monkeypatch.setenv("MNIST1D_DATA", str(tmp_path))
     np.savez(tmp_path / "mnist.npz", **tiny)
-    assert_equal(images.load_mnist(), tiny)
+    assert_equal(images.load_mnist(), tiny, name="images of mnist.npz")
     assert mirror.asked == []
 
 
@@ -145,12 +145,12 @@ def test_a_file_that_changes_is_read_again_and_an_array_that_changes_is_nobody_e
     path = tmp_path / "mnist.npz"
     np.savez(path, **tiny)
     images.load_mnist()["x_train"][:] = 0
-    assert_equal(images.load_mnist(), tiny)
+    assert_equal(images.load_mnist(), tiny, name="images of mnist.npz")
     changed = {**tiny, "y_test": 9 - tiny["y_test"]}
     before = path.stat().st_mtime_ns
     np.savez(path, **changed)
     os.utime(path, ns=(before + 1, before + 1))  # a coarse clock might not tell the two apart
-    assert_equal(images.load_mnist(), changed)
+    assert_equal(images.load_mnist(), changed, name="images of mnist.npz")
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_flipped_bits_are_errors_of_the_same_kind_or_harmless(tiny, monkeypatch,
         path.write_bytes(content)
         images._read_checked.cache_clear()
         try:
-            assert_equal(images.load_mnist(), tiny)
+            assert_equal(images.load_mnist(), tiny, name="images of mnist.npz")
         except ValueError as error:
             assert str(error).startswith(f"{path}: must be an npz file")
 
@@ -278,7 +278,7 @@ def test_arrays_of_any_order_and_byte_order_are_read(tiny, monkeypatch, tmp_path
     monkeypatch.setenv("MNIST1D_DATA", str(tmp_path))
     other = {**tiny, "x_train": np.asfortranarray(tiny["x_train"]), "y_test": tiny["y_test"].astype(">i4")}
     np.savez(tmp_path / "mnist.npz", **other)
-    assert_equal(images.load_mnist(), tiny)
+    assert_equal(images.load_mnist(), tiny, name="images of mnist.npz")
 
 
 def test_a_file_that_may_not_be_read_is_an_error_of_the_system(tiny, monkeypatch, tmp_path):
@@ -446,7 +446,7 @@ def test_cifar10_is_read_from_the_folder(cifar, monkeypatch, tmp_path):
     data, _ = cifar
     monkeypatch.setenv("MNIST1D_DATA", str(tmp_path))
     np.savez(tmp_path / "cifar10_subset.npz", **data)
-    assert_equal(images.load_cifar10(), data, name="CIFAR-10")
+    assert_equal(images.load_cifar10(), data, name="images of cifar10_subset.npz")
 
 
 def test_cifar10_that_cannot_be_had_is_none_with_the_reason(cifar, make_mirror, monkeypatch):
