@@ -9,6 +9,7 @@ Sources: P, *Scaling Down Deep Learning with MNIST-1D*, ICML 2024; V1, its first
 post of 2020; S, *Training Networks in Random Subspaces*, 2017.
 """
 
+import hashlib
 import json
 import math
 import re
@@ -29,6 +30,7 @@ __all__ = [
     "Verdicts",
     "confidence_interval",
     "decide",
+    "digest_cell",
     "format_measured",
     "judge",
     "no_verdict",
@@ -366,16 +368,25 @@ def to_json(value):
     return getattr(value, "__name__", value)
 
 
+def digest_cell(source):
+    """SHA-256 of a cell, without what the runner adds for other seeds and Colab's form changes: 16 digits."""
+    source = re.sub(r"^PROFILE = .*$", "", source.replace(settings.SHIFT, ""), flags=re.MULTILINE)
+    return hashlib.sha256(source.strip().encode()).hexdigest()[:16]
+
+
 def no_verdict(slug):
     """Why this run of a notebook records no verdict, or "".
 
     Verdicts belong to the profile `paper`, the parameters of the published run (`published.json`, compared with
-    the notebook's namespace; seeds are all shifted by MNIST1D_SEED_OFFSET) and the frozen dataset.
+    the notebook's namespace; seeds are all shifted by MNIST1D_SEED_OFFSET), the published cells alone, as far as the
+    kernel remembers what it ran (`published_cells.json`), and the frozen dataset.
     """
     if settings.profile() != "paper":
         return f"the {settings.profile()} profile: no verdict"
     offset = settings.seed_offset()
-    published = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8")).get(slug, {})
+    published = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
+    if slug not in published:
+        return "there is no published run: no verdict"
     namespace = vars(sys.modules["__main__"])  # of the kernel
 
     def is_changed(name, value):
@@ -383,8 +394,13 @@ def no_verdict(slug):
             value = [seed + offset for seed in value] if isinstance(value, list) else value + offset
         return to_json(namespace.get(name)) != value
 
-    if changed := [name for name, value in published.items() if is_changed(name, value)]:
+    if changed := [name for name, value in published[slug].items() if is_changed(name, value)]:
         return f"parameters differ from the published run ({', '.join(changed)}): no verdict"
+    known = json.loads(Path(__file__).with_name("published_cells.json").read_text(encoding="utf-8"))[slug]
+    ran = [source for source in namespace.get("In", []) if source.strip()]
+    if others := [source for source in ran if digest_cell(source) not in known]:
+        first = others[0].strip().splitlines()[0]
+        return f"cells differ from the published run ({first!r}; restart to forget them): no verdict"
     return "" if data.verify() else "data differ from the published run: no verdict"
 
 

@@ -95,10 +95,14 @@ def is_seed(name: str, value: Any) -> bool:
     return name.endswith("SEEDS") if several else name.endswith("SEED") and isinstance(value, int)
 
 
+# What the runner adds to the parameters cell of a run with other seeds.
+SHIFT = "\n\nfrom mnist1d import settings\n\nsettings.shift_seeds(globals())"
+
+
 def shift_seeds(namespace: dict) -> None:
     """Add :func:`seed_offset` to every seed: what is named SEED, SEEDS or ends so, but for a number of SEEDS.
 
-    The runner calls it at the end of the parameters cell in a run with other seeds (`make replicate`).
+    Called at the end of the parameters cell in a run with other seeds (`make replicate`).
 
     Parameters
     ----------

@@ -14,6 +14,7 @@ from scipy import stats
 
 from mnist1d import claims, settings
 from mnist1d.claims import CLAIMS, Verdicts, conclude, decide, judge, measure, no_verdict, read_bound
+from notebooks import read_notebook
 
 BAND, ABOVE, BELOW, WITHIN = "68 ± 2", "> 0", "< 2", "within -3 to 3"
 
@@ -237,6 +238,20 @@ def test_other_profiles_and_other_data_mean_no_verdict(run, monkeypatch):
     assert no_verdict("tsne") == "data differ from the published run: no verdict"
     monkeypatch.setenv("MNIST1D_PROFILE", "quick")
     assert no_verdict("tsne") == "the quick profile: no verdict"
+
+
+def test_a_cell_that_is_none_of_the_published_means_no_verdict(run, monkeypatch):
+    cells = [source for kind, source, _ in read_notebook("tsne") if kind == "code"]
+    run.In = ["", *cells]
+    assert no_verdict("tsne") == ""
+    run.In = ["", cells[0].replace('PROFILE = "quick"', 'PROFILE = "paper"'), *cells[1:]]  # as Colab's form does
+    assert no_verdict("tsne") == "" and run.In[1] != cells[0]
+    run.In = ["", *cells, "data = make_dataset(iid_noise_scale=5.0)"]
+    assert "cells differ from the published run ('data = make_dataset(iid_noise_scale=5.0)'" in no_verdict("tsne")
+
+
+def test_a_notebook_that_was_never_published_has_no_verdict(run):
+    assert no_verdict("mine") == "there is no published run: no verdict"
 
 
 def test_the_table_shows_numbers_always_and_verdicts_only_of_the_published_run(run):
