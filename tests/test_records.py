@@ -187,7 +187,11 @@ def test_a_row_that_holds_is_kept(tmp_path, monkeypatch, capsys):
     assert records.main([str(row)]) == 0
     kept = json.loads(row.with_suffix(".json").read_text(encoding="utf-8"))
     assert kept["target"] == 5 and len(kept["accuracy"]) == 10 and "above 5" in capsys.readouterr().out
-    assert "| 5 | [row](row.py) |" in (row.parent / "README.md").read_text(encoding="utf-8")
+    table = row.parent / "README.md"
+    assert "| 5 | [row](row.py) |" in table.read_text(encoding="utf-8")
+    row.write_text(ROW.replace("94", "99"), encoding="utf-8")  # what it has shown is that of another row
+    assert records.main([str(row)]) == 1
+    assert "[row]" not in table.read_text(encoding="utf-8")
 
 
 def test_what_keeps_a_row_from_counting_is_said(row):

@@ -40,6 +40,8 @@ def test_the_published_parameters_are_those_of_the_notebooks():
     assert published.keys() == set(report.FIGURES)
     for slug, knobs in published.items():
         assert report.read_parameters(slug) == knobs, f"{slug}: python tools/report.py --parameters accepts its knobs"
+    cells = json.loads((ROOT / "mnist1d" / "published_cells.json").read_text())
+    assert cells == {slug: report.list_cells(slug) for slug in report.FIGURES}, "python tools/report.py --parameters"
 
 
 def test_documents_agree_with_the_results():
@@ -74,7 +76,7 @@ def write(folder, sparse, **changes):
         del missing[claim["id"]]
     code = report.code_digest("lottery_tickets", ROOT)
     results = {"code": code, "seconds": 60, "jobs": 2, "seeds": [0] * 5, "claims": claims, "missing": missing}
-    results |= {"seed_offset": 0, "no_verdict": "", **changes}
+    results |= {"profile": "paper", "seed_offset": 0, "no_verdict": "", **changes}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "lottery_tickets.json").write_text(json.dumps(results))
 
@@ -94,9 +96,29 @@ def test_the_documents_count_and_show_every_verdict(checkout):
     assert report.STALE not in table and "✓✓?" in texts["README.md"]
 
 
-def test_results_of_other_code_are_marked(checkout):
+def test_results_of_other_code_are_marked_and_counted(checkout):
     write(checkout / "figures", 1.0, code="other")
     assert all(report.STALE in text for text in report.render(checkout).values())
+    counted = "Of these 3 were measured before the last change of their code."
+    assert all(counted in text for text in report.render(checkout).values())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"profile": "quick"}, {"seed_offset": 7}, {"no_verdict": "parameters differ"}],
+    ids=lambda c: next(iter(c)),
+)
+def test_results_that_are_not_published_are_refused(checkout, changes):
+    write(checkout / "figures", 1.0, **changes)
+    with pytest.raises(ValueError, match=r"figures/lottery_tickets\.json: must be a full run"):
+        report.render(checkout)
+
+
+def test_results_that_rest_on_a_confirmation_are_counted(checkout):
+    assert "Of the 1 results files none rest on it." in report.render(checkout)["REPRODUCTION.md"]
+    code = report.code_digest("lottery_tickets", ROOT)
+    write(checkout / "figures", 1.0, code="other", confirmed={"code": code, "profile": "smoke"})
+    assert "Of the 1 results files 1 in the smoke profile rest on it." in report.render(checkout)["REPRODUCTION.md"]
 
 
 def test_second_seeds_stand_beside_the_first(checkout, capsys):

@@ -205,6 +205,25 @@ def test_the_reference_is_what_git_has(checkout):
     assert agreement.read_reference("tsne", checkout) == {"committed": True}
 
 
+def test_without_committed_results_there_is_no_reference(checkout, capsys):
+    assert run(checkout) == 0
+    assert agreement.read_reference("tsne", checkout) is None
+    assert "0 of 0 verdicts" in capsys.readouterr().out
+
+
+def test_other_images_make_a_notebook_stale_that_reads_them(checkout, monkeypatch, tmp_path):
+    monkeypatch.setenv("MNIST1D_DATA", str(tmp_path))
+    setup = run_notebooks.Run(checkout)
+    before = run_notebooks.describe("tsne", setup)
+    (tmp_path / "mnist.npz").write_text("images")
+    assert run_notebooks.describe("tsne", setup) == before  # it reads none
+    write_notebook(checkout, ["from mnist1d.images import load_mnist", SAVE])
+    first = run_notebooks.describe("tsne", setup)
+    (tmp_path / "mnist.npz").write_text("other images")
+    second = run_notebooks.describe("tsne", setup)
+    assert [*first["images"]] == ["mnist.npz"] and first["images"] != second["images"]
+
+
 def edit_package(root):
     with open(root / "mnist1d" / "transform.py", "a", encoding="utf-8") as file:
         file.write("\n\ndef pad(*arguments):\n    return arguments\n")
@@ -524,7 +543,9 @@ def test_a_shift_is_measured_in_standard_deviations():
     assert agreement.measure_shift(part(3.0, 3.0), part(8.0, 4.0)) == pytest.approx(5 / math.sqrt(12.5))
     assert agreement.measure_shift(part(3.0, 0.0), part(3.0, 0.0)) == 0
     assert agreement.measure_shift(part(3.0, 0.0), part(4.0, 0.0)) == math.inf
-    assert agreement.measure_shift(part(3.0, None), part(4.0, None)) is None
+    assert agreement.measure_shift(part(3.0, None), part(4.0, None)) == math.inf  # two facts
+    share = [{"part": "", "mean": mean, "sd": None, "n": 5, "interval": [mean - 40, mean]} for mean in (100.0, 50.0)]
+    assert 0.5 < agreement.measure_shift(*share) < 5
 
 
 def test_claims_that_only_one_side_has_are_not_compared():
@@ -534,6 +555,8 @@ def test_claims_that_only_one_side_has_are_not_compared():
 
     here, reference = results(a="partly", b="reproduced", c="partly"), results(a="partly", b="partly", d="partly")
     assert agreement.compare(here, reference) == (1, 2, 0.0, "b")
+    here["claims"][0]["measured"] = [*here["claims"][0]["measured"], {"part": "new", "mean": 1.0, "sd": 1.0}]
+    assert agreement.compare(here, reference) == (1, 2, math.inf, "a new")
     assert agreement.compare(results(), reference) == (0, 0, None, "")
 
 

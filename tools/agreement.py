@@ -30,31 +30,34 @@ def read_numbers(results):
 def read_reference(slug, root):
     """The results of a notebook that the checkout came with, or None.
 
-    They are asked of git; without it they are what stood in `figures` before this machine's first run, kept
-    in `build/reference`.
+    They are asked of git; without it they are what stood in `figures` before this machine's first run, of which the
+    runner keeps a copy in `build/reference`.
     """
     command = ["git", "-C", str(root), "show", f"HEAD:./figures/{slug}.json"]
     try:
         text = subprocess.run(command, check=True, capture_output=True).stdout
         return json.loads(text)
     except (OSError, subprocess.CalledProcessError, ValueError, RecursionError):
-        kept = read_results(root / "build" / "reference" / f"{slug}.json")
-        return kept or read_results(root / "figures" / f"{slug}.json")
+        return read_results(root / "build" / "reference" / f"{slug}.json")
+
+
+def get_spread(part):
+    """The standard deviation of a measured part; of a share, that which its interval stands for."""
+    if part.get("sd") is not None:
+        return part["sd"]
+    low, high = part.get("interval") or (0, 0)
+    return (high - low) / 2 / 1.96 * math.sqrt(part.get("n") or 1)
 
 
 def measure_shift(part, reference):
-    """How far two measured means lie apart, in standard deviations; None where neither has any.
+    """How far two measured means lie apart, in standard deviations of the two samples together.
 
-    The standard deviation is that of the two samples together. Equal means are no shift, and different ones
-    without any spread are infinitely far apart.
+    Equal means are no shift, and different ones without any spread, two facts, are infinitely far apart.
     """
-    spreads = [p["sd"] for p in (part, reference) if p.get("sd") is not None]
     difference = abs(part["mean"] - reference["mean"])
     if difference == 0:
         return 0.0
-    if not spreads:
-        return None
-    spread = math.sqrt(sum(sd**2 for sd in spreads) / len(spreads))
+    spread = math.sqrt(sum(get_spread(p) ** 2 for p in (part, reference)) / 2)
     return difference / spread if spread else math.inf
 
 
@@ -66,7 +69,7 @@ def compare(results, reference):
     equal, n : int
         Verdicts that are equal, and claims that both have.
     shift : float or None
-        The largest shift of a measured part, in standard deviations.
+        The largest shift of a measured part, in standard deviations; infinite where a part has come or gone.
     where : str
         The claim it belongs to.
     """
@@ -74,11 +77,11 @@ def compare(results, reference):
     pairs = [(claim, before[claim["id"]]) for claim in results["claims"] if claim["id"] in before]
     shifts = []
     for claim, other in pairs:
-        parts = {part["part"]: part for part in other["measured"]}
-        for part in claim["measured"]:
-            shift = measure_shift(part, parts[part["part"]]) if part["part"] in parts else None
-            if shift is not None:
-                shifts.append((shift, f"{claim['id']} {part['part']}".strip()))
+        ours, theirs = ({part["part"]: part for part in c["measured"]} for c in (claim, other))
+        for name in ours | theirs:
+            in_both = name in ours and name in theirs
+            shift = measure_shift(ours[name], theirs[name]) if in_both else math.inf
+            shifts.append((shift, f"{claim['id']} {name}".strip()))
     equal = sum(claim["verdict"] == other["verdict"] for claim, other in pairs)
     shift, where = max(shifts, default=(None, ""))
     return equal, len(pairs), shift, where

@@ -3,8 +3,9 @@
 Results are those of the code that made them, by its digest, and a full run of all notebooks takes hours. A change
 that is meant to leave all numbers alone, in the engine say, or of a message in a notebook, can be shown to do so in
 minutes: notebooks whose published knobs have not changed are run in a short profile as they are in a revision and
-as they are today, on one machine. Where every number is the same to the last digit, and every picture to the last
-byte, the results of the revision's code are confirmed as today's.
+as they are today, on one machine. Where every number is the same to the six digits of a results file, and every
+picture to the last byte, the results of the revision's code are confirmed as today's. A change that shows only at
+scale would pass: REPRODUCTION.md says which results rest on it.
 """
 
 import argparse

@@ -7,6 +7,7 @@ fifths of the training examples and measured on the others, and the test set is 
 """
 
 import argparse
+import hashlib
 import json
 import runpy
 import sys
@@ -68,10 +69,17 @@ def is_record(path):
     return path.resolve().parent == ROOT / "records"
 
 
+def digest(path):
+    """SHA-256 of a row's file, whatever its line ends."""
+    return hashlib.sha256(path.read_text(encoding="utf-8").encode()).hexdigest()
+
+
 def write_table(folder):
-    """The table of all rows of a folder that count, fastest first, as its README.md."""
+    """The table of all rows of a folder that count, fastest first, as its README.md; no row that has changed since."""
     rows = [["target (%)", "row", "CPU seconds a seed", "test accuracy (%)", "n"], ["---"] * 5]
     found = [(json.loads(path.read_text(encoding="utf-8")), path.stem) for path in folder.glob("*.json")]
+    sources = {path.stem: digest(path) for path in folder.glob("*.py")}
+    found = [(row, name) for row, name in found if row["code"] == sources.get(name)]
     for row, name in sorted(found, key=lambda item: (item[0]["target"], np.mean(item[0]["seconds"]))):
         mean, low, high = confidence_interval(row["accuracy"])
         accuracy = f"{mean:.2f} [{low:.2f}, {high:.2f}]"
@@ -93,6 +101,7 @@ def main(arguments=None):
     train, test = load_splits(options.validate)
     failed = False
     for path in options.paths or sorted((ROOT / "records").glob("*.py")):
+        code = digest(path)
         target, accuracy, seconds = measure(path, range(options.seeds), train, test)
         mean, low, high = confidence_interval(accuracy)
         reason = judge(path, target, accuracy)
@@ -104,14 +113,15 @@ def main(arguments=None):
             flush=True,
         )
         if not options.validate and not reason:
-            row = {"target": target, "accuracy": accuracy.tolist(), "seconds": seconds.tolist()}
+            row = {"code": code, "target": target, "accuracy": accuracy.tolist(), "seconds": seconds.tolist()}
             if is_record(path):
                 with open_for_rename(path.with_suffix(".json"), "w") as file:
                     json.dump(row, file, indent=1)
                     file.write("\n")
-                write_table(path.parent)
             else:
                 print(f"{path} lies outside of records/: nothing is written")
+        if not options.validate and is_record(path):
+            write_table(path.parent)
     return int(failed and not options.validate)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from mnist1d.claims import CLAIMS, SYMBOLS, format_measured, read_bound, to_json
+from mnist1d.claims import CLAIMS, SYMBOLS, digest_cell, format_measured, read_bound, to_json
 from mnist1d.figures import STYLE
 from mnist1d.results import code_digest
 from mnist1d.utils import open_for_rename
@@ -76,8 +76,14 @@ def read_json(path):
 
 
 def read_all(root):
-    """The results files, in the order of `FIGURES`."""
+    """The results files, in the order of `FIGURES`: of complete runs in full, with the published seeds."""
     results = {slug: read_json(root / "figures" / f"{slug}.json") for slug in FIGURES}
+    for slug, r in results.items():
+        if r and (r["profile"] != "paper" or r["no_verdict"] or r["seed_offset"]):
+            how = f"profile {r['profile']}, seeds shifted by {r['seed_offset']}; {r['no_verdict']}"
+            raise ValueError(
+                f"figures/{slug}.json: must be a full run with the published knobs and seeds; it has {how}"
+            )
     return {slug: r for slug, r in results.items() if r}
 
 
@@ -97,14 +103,22 @@ def read_parameters(slug):
     return {name: to_json(namespace[name]) for name in names}
 
 
+def list_cells(slug):
+    """The digests of a notebook's code cells."""
+    return [digest_cell(source) for kind, source, _ in read_notebook(slug) if kind == "code"]
+
+
 def write_parameters(root):
-    """Record the knobs of all notebooks in mnist1d/published.json, one line a knob."""
+    """Record the knobs of all notebooks in mnist1d/published.json, one line a knob, and what their cells are."""
     with open_for_rename(root / "mnist1d" / "published.json", "w") as file:
         lines = []
         for slug in sorted(FIGURES):
             knobs = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in read_parameters(slug).items()]
             lines.append(f" {json.dumps(slug)}: {{\n" + ",\n".join(knobs) + "\n }")
         file.write("{\n" + ",\n".join(lines) + "\n}\n")
+    with open_for_rename(root / "mnist1d" / "published_cells.json", "w") as file:
+        json.dump({slug: list_cells(slug) for slug in sorted(FIGURES)}, file, indent=1)
+        file.write("\n")
 
 
 def collect_replication(root):
@@ -128,8 +142,8 @@ def get_verdicts(results):
     return {claim["id"]: claim["verdict"] for r in results.values() for claim in r["claims"]}
 
 
-def count_verdicts(results, replication):
-    """Two sentences on all claims."""
+def count_verdicts(results, replication, stale=()):
+    """Two or three sentences on all claims; the results of the slugs in `stale` are of older code."""
     verdicts = get_verdicts(results)
     parts = [f"{list(verdicts.values()).count(verdict)} {verdict}" for verdict in VERDICTS]
     impossible = sum(not claim.bound for claim in CLAIMS.values())
@@ -138,6 +152,8 @@ def count_verdicts(results, replication):
         unmeasured > 0
     )
     text = f"{len(CLAIMS)} published claims: {', '.join(parts)}."
+    if old := sum(len(results[slug]["claims"]) for slug in stale):
+        text += f" Of these {old} were measured before the last change of their code."
     if second := get_verdicts(list_current(replication, results)):
         both = [claim_id for claim_id in verdicts if claim_id in second]
         agree = sum(verdicts[claim_id] == second[claim_id] for claim_id in both)
@@ -163,6 +179,14 @@ def is_of_code(r, code):
 def get_core_minutes(r):
     """The time of a run, in minutes of one core."""
     return r["seconds"] * r["jobs"] / 60
+
+
+def count_confirmed(results):
+    """A sentence on the results that rest on a confirmation."""
+    profiles = [r["confirmed"]["profile"] for r in results.values() if r.get("confirmed")]
+    counts = [f"{profiles.count(profile)} in the {profile} profile" for profile in sorted(set(profiles))]
+    text = f"{', '.join(counts)}" if counts else "none"
+    return f"Of the {len(results)} results files {text} rest on it."
 
 
 def is_stale(slug, r, root):
@@ -275,12 +299,13 @@ def render(root):
         (root / "README.md").read_text(encoding="utf-8"),
         (root / "REPRODUCTION.md").read_text(encoding="utf-8"),
     )
-    counts = count_verdicts(results, replication)
     stale = [slug for slug, r in results.items() if is_stale(slug, r, root)]
+    counts = count_verdicts(results, replication, stale)
     readme = replace_block(readme, "verdicts", counts)
     readme = replace_block(readme, "figures", format_figures(results, read_repository(root), root))
     readme = replace_block(readme, "times", format_times(results, parameters, equal_work, stale))
     reproduction = replace_block(reproduction, "verdicts", counts)
+    reproduction = replace_block(reproduction, "confirmed", count_confirmed(results))
     reproduction = replace_block(reproduction, "claims", format_claims(results, replication, root))
     return {"README.md": readme, "REPRODUCTION.md": reproduction}
 
@@ -362,7 +387,7 @@ def main(arguments=None, root=ROOT):
     parser.add_argument("--parameters", action="store_true", help="accept the notebooks' knobs as published")
     if parser.parse_args(arguments).parameters:
         write_parameters(root)
-        print("wrote mnist1d/published.json")
+        print("wrote mnist1d/published.json and published_cells.json")
         return 0
     if collect_replication(root):
         print("wrote figures/replication.json")

@@ -35,10 +35,15 @@ import mnist1d
 from agreement import format_markdown, format_text, make_row, read_reference, read_results, summarize
 from kernels import Guard, Interrupted, execute
 from mnist1d import settings
+from mnist1d.claims import digest_cell
+from mnist1d.images import CIFAR10_SHA256, MNIST_SHA256, find_data
 from mnist1d.results import code_digest
 from mnist1d.utils import open_for_rename
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# What a notebook that names a loader may read its images from.
+LOADERS = {"load_mnist": ["mnist.npz", *MNIST_SHA256], "load_cifar10": ["cifar10_subset.npz", *CIFAR10_SHA256]}
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -95,11 +100,19 @@ def digest(content):
     return hashlib.sha256(content).hexdigest()
 
 
+def find_images(slug, run):
+    """Digests of the files that a notebook's loaders of images find here, by name."""
+    source = run.notebook(slug).read_text(encoding="utf-8")
+    names = [name for loader, files in LOADERS.items() if loader in source for name in files]
+    return {name: digest(path.read_bytes()) for name in names if (path := find_data(name))}
+
+
 def describe(slug, run):
-    """What decides the numbers of a notebook here: its code, this environment and the way it is run."""
+    """What decides the numbers of a notebook here: its code and images, this environment and the way it is run."""
     packages = ("torch", "numpy", "scipy", "scikit-learn", "matplotlib")
     return {
         "code": code_digest(slug, run.root),
+        "images": find_images(slug, run),
         "profile": run.profile,
         "offset": run.offset,
         "device": str(settings.get_device()),
@@ -138,6 +151,17 @@ def format_minutes(seconds):
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
+def find_other_cells(slug, run):
+    """How many cells of a notebook are not those of the published run."""
+    known = read_results(run.root / "mnist1d" / "published_cells.json") or {}
+    try:
+        cells = json.loads(run.notebook(slug).read_bytes())["cells"]
+        sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # its own run says what is wrong with it
+        return 0
+    return sum(bool(source.strip()) and digest_cell(source) not in known.get(slug, []) for source in sources)
+
+
 def announce(slugs, run, jobs):
     """Say what will run, and about how long."""
     known = [seconds for slug in slugs if (seconds := read_core_seconds(slug, run)) < math.inf]
@@ -149,6 +173,10 @@ def announce(slugs, run, jobs):
     count = f"{len(slugs)} notebook{'s' * (len(slugs) > 1)} to run, profile {run.profile}"
     print(f"{count}: {about}; what has finished is kept", flush=True)
     print("  " + ", ".join(slugs), flush=True)
+    for slug in slugs if run.profile == "paper" else ():
+        if others := find_other_cells(slug, run):
+            accept = "`tools/report.py --parameters` accepts what stands there as published"
+            print(f"  {slug}: {others} of its cells are not the published ones, no verdict; {accept}", flush=True)
 
 
 @contextlib.contextmanager
@@ -190,11 +218,15 @@ def explain(error, limit):
 
 
 def check_unchanged(slug, run, source, before, results):
-    """Raise RunError if anything that decides the numbers was edited during the run."""
+    """What decides the numbers, now that images may have been fetched; RunError if it was edited during the run."""
     if run.notebook(slug).read_bytes() != source:
         raise RunError("the notebook was edited while it ran; the edit is kept and nothing is published, run again")
-    if before != describe(slug, run) or results.get("code") != before["code"]:
+    after = describe(slug, run)
+    if {**before, "images": {}} != {**after, "images": {}} or results.get("code") != before["code"]:
         raise RunError("mnist1d was edited during the run; nothing is published, run again")
+    if not before["images"].items() <= after["images"].items():
+        raise RunError("a file of images was changed during the run; nothing is published, run again")
+    return after
 
 
 def write(path, content):
@@ -259,13 +291,13 @@ def run_notebook(slug, run, jobs, guard, on_cell=None):
     if run.offset:
         for cell in notebook.cells:
             if "parameters" in cell.metadata.get("tags", []):
-                cell.source += "\n\nfrom mnist1d import settings\n\nsettings.shift_seeds(globals())"
+                cell.source += settings.SHIFT
     try:
         execute(notebook, path.parent, run.limit, environment, guard, on_cell)
         results = read_results(work / f"{slug}.json")
         if results is None:
             raise RunError("the notebook ended without its results file")
-        check_unchanged(slug, run, source, before, results)
+        after = check_unchanged(slug, run, source, before, results)
     except Exception as error:  # whatever happened, the cells that ran are kept and the other notebooks go on
         write(failed, to_bytes(notebook))
         raise RunError(f"{explain(error, run.limit)}; see {failed.relative_to(run.root)}") from error
@@ -278,7 +310,7 @@ def run_notebook(slug, run, jobs, guard, on_cell=None):
         for output in cell.get("outputs", []):  # links to where the files are about to be
             for kind in {"text/plain", "text/html"} & output.get("data", {}).keys():
                 output.data[kind] = output.data[kind].replace(*moved)
-    publish(slug, run, notebook, work, before)
+    publish(slug, run, notebook, work, after)
     shutil.rmtree(work)
     return results
 
