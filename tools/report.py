@@ -186,7 +186,7 @@ def count_confirmed(results):
     profiles = [r["confirmed"]["profile"] for r in results.values() if r.get("confirmed")]
     counts = [f"{profiles.count(profile)} in the {profile} profile" for profile in sorted(set(profiles))]
     text = f"{', '.join(counts)}" if counts else "none"
-    return f"Of the {len(results)} results files {text} rest on it."
+    return f"Of the {len(results)} results files these rest on it: {text}."
 
 
 def is_stale(slug, r, root):
