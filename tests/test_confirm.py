@@ -47,8 +47,17 @@ def test_equal_numbers_confirm(checkouts):
     before = read(new)
     assert confirm.confirm("pooling", old, new, "quick")
     after = read(new)
-    assert after.pop("confirmed") == {"code": code_digest("pooling", new), "profile": "quick"} and after == before
+    expected = {"code": code_digest("pooling", new), "profile": "quick", "earlier": []}
+    assert after.pop("confirmed") == expected and after == before
     assert confirm.list_candidates(new, new, ["pooling"]) == []  # nothing has changed since then
+
+
+def test_what_a_confirmation_rests_on_is_kept(checkouts):
+    old, new = checkouts
+    middle = {"code": code_digest("pooling", old), "profile": "smoke", "earlier": ["first"]}
+    write_results(new, "figures", profile="paper", code="another", confirmed=middle, numbers={"a": 1.5})
+    assert confirm.confirm("pooling", old, new, "quick")
+    assert read(new)["confirmed"]["earlier"] == ["first", code_digest("pooling", old)]
 
 
 def test_other_numbers_or_runs_of_other_code_do_not(checkouts):

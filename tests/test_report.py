@@ -118,7 +118,9 @@ def test_results_that_rest_on_a_confirmation_are_counted(checkout):
     assert "Of the 1 results files these rest on it: none." in report.render(checkout)["REPRODUCTION.md"]
     code = report.code_digest("lottery_tickets", ROOT)
     write(checkout / "figures", 1.0, code="other", confirmed={"code": code, "profile": "smoke"})
-    assert "Of the 1 results files these rest on it: 1 in the smoke profile." in report.render(checkout)["REPRODUCTION.md"]
+    assert (
+        "Of the 1 results files these rest on it: 1 in the smoke profile." in report.render(checkout)["REPRODUCTION.md"]
+    )
 
 
 def test_second_seeds_stand_beside_the_first(checkout, capsys):

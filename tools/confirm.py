@@ -65,7 +65,9 @@ def confirm(slug, old, new, profile):
         return False
     path = new / "figures" / f"{slug}.json"
     results = read_results(path)
-    confirmed = {"code": ours["code"], "profile": profile}
+    last = results.get("confirmed", {})
+    earlier = [*last.get("earlier", []), *([last["code"]] if last else [])]  # what rests on what
+    confirmed = {"code": ours["code"], "profile": profile, "earlier": earlier}
     before = {"slug": results["slug"], "code": results["code"], "confirmed": confirmed}
     with open_for_rename(path, "w") as file:
         json.dump(before | {k: v for k, v in results.items() if k not in before}, file, indent=1)

@@ -172,8 +172,9 @@ def list_current(replication, results):
 
 
 def is_of_code(r, code):
-    """Whether results are those of a code: they were made by it, or confirmed for it."""
-    return code in (r["code"], r.get("confirmed", {}).get("code"))
+    """Whether results are those of a code: they were made by it, or confirmed for it, now or earlier."""
+    confirmed = r.get("confirmed", {})
+    return code in (r["code"], confirmed.get("code"), *confirmed.get("earlier", []))
 
 
 def get_core_minutes(r):
