@@ -114,6 +114,11 @@ def test_results_that_are_not_published_are_refused(checkout, changes):
         report.render(checkout)
 
 
+def test_results_are_of_every_code_that_they_were_confirmed_for():
+    r = {"code": "a", "confirmed": {"code": "c", "profile": "smoke", "earlier": ["b"]}}
+    assert [report.is_of_code(r, code) for code in "abcd"] == [True, True, True, False]
+
+
 def test_results_that_rest_on_a_confirmation_are_counted(checkout):
     assert "Of the 1 results files these rest on it: none." in report.render(checkout)["REPRODUCTION.md"]
     code = report.code_digest("lottery_tickets", ROOT)
