@@ -370,7 +370,7 @@ def to_json(value):
 
 def digest_cell(source):
     """SHA-256 of a cell, without what the runner adds for other seeds and Colab's form changes: 16 digits."""
-    source = re.sub(r"^PROFILE = .*$", "", source.replace(settings.SHIFT, ""), flags=re.MULTILINE)
+    source = re.sub(r'^PROFILE = "\w*"  # @param.*$', "", source.replace(settings.SHIFT, ""), flags=re.MULTILINE)
     return hashlib.sha256(source.strip().encode()).hexdigest()[:16]
 
 

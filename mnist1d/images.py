@@ -135,9 +135,8 @@ def _fetch(files, mirrors, seconds):
 
 def _read_npz(path, shape, name):
     """A dataset from a file that somebody put there, read and checked once a process; its name, if it is that one."""
-    path = path.resolve()
     state = path.stat()
-    data, digest = _read_checked(path, shape, (state.st_mtime_ns, state.st_size, state.st_ino))
+    data, digest = _read_checked(path.resolve(), shape, (state.st_mtime_ns, state.st_size, state.st_ino))
     name = name if digest == CONTENT_SHA256[name] else f"images of {path.name}"
     return {**{key: array.copy() for key, array in data.items()}, "name": name}
 

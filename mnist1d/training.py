@@ -104,8 +104,8 @@ def accuracy(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     -------
     Tensor, shape (...), float64
     """
-    share = 100.0 * (logits.argmax(-1) == y).double().mean(-1)
-    return torch.where(logits.isnan().flatten(-2).any(-1), torch.nan, share)  # argmax takes NaN for the largest
+    share, bad = 100.0 * (logits.argmax(-1) == y).double().mean(-1), logits.isnan().any(-1)
+    return torch.where(bad.any(-1) if bad.ndim else bad, torch.nan, share)  # argmax takes NaN for the largest
 
 
 def _draw_indices(order, n, batch_size, steps, seeds, device):
@@ -183,12 +183,11 @@ def batches(
     return generate()
 
 
-def _mixes_examples(stack, x):
-    """Whether what the models say of an example depends on those beside it, as with batch statistics; asked once."""
-    if not hasattr(stack, "mixes_examples"):
-        n = max(2, x.shape[1] // 2)
-        whole, part = (stack.evaluate(lambda model, xs: model(xs), xs) for xs in (x, x[:, :n]))
-        alike = isinstance(whole, torch.Tensor) and whole.shape[:2] == x.shape[:2] and is_close(whole[:, :n], part)
+def _mixes_examples(stack, x, few=10):
+    """Whether what the models say of an example depends on those beside it, as with batch statistics."""
+    if not getattr(stack, "mixes_examples", False):  # a head of zeros would hide it: it is asked each time
+        whole, part = (stack.evaluate(lambda model, xs: model(xs), xs) for xs in (x, x[:, :few]))
+        alike = isinstance(whole, torch.Tensor) and whole.shape[:2] == x.shape[:2] and is_close(whole[:, :few], part)
         stack.mixes_examples = not alike
     return stack.mixes_examples
 
@@ -196,7 +195,7 @@ def _mixes_examples(stack, x):
 def evaluate(stack, x, y, chunk=500):
     """Accuracy of every model where targets are classes, else its loss: (name, values [seed], float64)."""
     chunk += x.shape[1] % chunk == 1  # no last chunk of one example, whose axis a model may squeeze
-    if x.shape[1] > chunk and _mixes_examples(stack, x[:, :chunk]):
+    if x.shape[1] > chunk and _mixes_examples(stack, x[:, :50]):
         chunk = x.shape[1]
     if y.ndim == 2 and not (y.is_floating_point() or y.is_complex()):
         parts = zip(x.split(chunk, 1), y.split(chunk, 1), strict=True)
@@ -252,19 +251,28 @@ def fit(
     splits |= {
         name: split_tensors(data, f"_{name}", len(seeds), device) for name in ("test", "val") if f"x_{name}" in data[0]
     }
+    if loss is F.cross_entropy:  # whose targets are numbers of classes
+        splits = {name: (xs, ys.long() if ys.dtype == torch.bool else ys) for name, (xs, ys) in splits.items()}
+        x, y = splits["train"]
     drawn = {"steps": steps, "batch_size": batch_size, "order": order}
     feed = batches(x, y, seeds, **drawn)
-    stack = Stack(
-        build, seeds, loss=loss, optimizer=optimizer, learning_rate=learning_rate, momentum=momentum,
-        weight_decay=weight_decay, state=state, device=device, example=(x[:, :2], y[:, :2]), replay=replay,
-    )  # fmt: skip
 
-    stack.reuse_grads = stack.optimizers.are_of_torch
+    def make_stack():
+        stack = Stack(
+            build, seeds, loss=loss, optimizer=optimizer, learning_rate=learning_rate, momentum=momentum,
+            weight_decay=weight_decay, state=state, device=device, example=(x[:, :2], y[:, :2]), replay=replay,
+        )  # fmt: skip
+        stack.reuse_grads = stack.optimizers.are_of_torch
+        return stack
+
+    stack = make_stack()
+    rule = "None, a scheduler of the optimiser sets the rate"
+    require(schedule is None or not stack.optimizers.have_schedulers, "schedule", schedule, rule)
     history = {"train_loss": []}
     diverged = torch.zeros(len(seeds), dtype=torch.bool, device=device)
     losses = torch.full((len(seeds),), torch.nan, device=device)
     # Step, models, losses, who has diverged and evaluations at the last check of the replay.
-    safe = 0, stack.state_dict(), losses, diverged, 0
+    safe = start = 0, stack.state_dict(), losses, diverged, 0
     in_worker = multiprocessing.current_process().name != "MainProcess"
     bar = tqdm(total=steps, desc="training", delay=10, leave=False, disable=True if in_worker else None)
     step = 0
@@ -290,9 +298,15 @@ def fit(
             stack.check_next = step == steps - 1  # a replay that has gone wrong since the last check is found
             losses = stack.backward(xb, yb)
         except ReplayError as error:
+            if stack.optimizers.have_schedulers or not stack.optimizers.are_of_torch:  # these may remember anything
+                safe = start
             warnings.warn(f"{error}: training goes on without it from step {safe[0]}", stacklevel=3)
             step, saved, losses, diverged, n_evals = safe
-            stack.load_state_dict(saved)
+            if step:
+                stack.load_state_dict(saved)
+            else:
+                stack = make_stack()
+                stack.part()
             history = {name: values[:n_evals] for name, values in history.items()}
             feed = batches(x, y, seeds, **drawn, start=step)
             continue

@@ -8,7 +8,7 @@ import types
 import zlib
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import PurePath
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 __all__ = [
     "Finder", "copy_module", "find_shared_memory", "freeze_function", "freeze_module", "freeze_tensors",
     "get_python_random", "has_forward_hooks", "has_hooks", "identify", "is_close", "keep_attributes",
-    "keep_function",    "keep_random_state", "list_watched", "set_python_random",
+    "keep_function", "keep_random_state", "list_modules", "list_watched", "set_python_random",
 ]  # fmt: skip
 
 INTERNAL = frozenset(vars(nn.Module()))
@@ -135,11 +135,11 @@ def keep_attributes(modules):
 
 @contextmanager
 def keep_function(function):
-    """Leave what a loss counts or remembers as it was: in attributes, buffers, its closure and globals it names."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    buffers = list(function.buffers()) if isinstance(function, nn.Module) else []
-    buffers = [(buffer, buffer.detach().clone()) for buffer in buffers]
+    """Leave what a loss counts or remembers as it was: in attributes, modules, its closure and globals it names."""
+    modules = list_modules(function)
+    buffers = [(buffer, buffer.detach().clone()) for module in modules for buffer in module.buffers()]
+    while isinstance(function, (functools.partial, types.MethodType)):
+        function = function.func if isinstance(function, functools.partial) else function.__self__
     held = [vars(function)] if hasattr(function, "__dict__") and not isinstance(function, nn.Module) else []
     cells, names = [], {}
     if isinstance(function, types.FunctionType):
@@ -149,7 +149,7 @@ def keep_function(function):
         names = {name: known[name] for name in names}
         held += [value for _, value in cells]
     restores = [restore for value in held if (restore := _keep_contents(value))]
-    with keep_attributes([function]) if isinstance(function, nn.Module) else nullcontext():
+    with keep_attributes(modules):
         try:
             yield
         finally:
@@ -180,7 +180,7 @@ def _freeze(value, depth=2):
     if isinstance(value, nn.Module):
         return freeze_module(value)
     if isinstance(value, np.ndarray) and not value.dtype.hasobject:
-        return id(value), zlib.crc32(np.ascontiguousarray(value.reshape(-1)[:: 1 + value.size // 10_000]))
+        return id(value), zlib.crc32(value.flat[:: 1 + value.size // 10_000])
     if isinstance(value, type) and depth and not value.__module__.startswith("torch"):
         return id(value), _list_class_values(value)
     if isinstance(value, np.random.Generator):
@@ -263,20 +263,41 @@ def freeze_module(module, watched=()):
     )
 
 
+def list_modules(function):
+    """The modules that a loss is, holds, encloses or names."""
+    if isinstance(function, nn.Module):
+        return [function]
+    if isinstance(function, functools.partial):
+        near = [function.func, *function.args, *function.keywords.values()]
+        return list(dict.fromkeys(module for value in near for module in list_modules(value)))
+    near = [getattr(function, "__self__", None), *getattr(function, "__dict__", {}).values()]
+    near += vars(near[0]).values() if hasattr(near[0], "__dict__") else []
+    near += _read_names(function) if isinstance(getattr(function, "__code__", None), types.CodeType) else []
+    return list(dict.fromkeys(value for value in near if isinstance(value, nn.Module)))
+
+
+def _list_methods(kind):
+    """The functions of a class and of those that it is made from, but for torch's and python's."""
+    own = [k for k in kind.__mro__ if k.__module__.partition(".")[0] not in ("torch", "builtins", "mnist1d")]
+    return [f for k in own for name, f in vars(k).items() if isinstance(f, types.FunctionType) and name != "__init__"]
+
+
 def freeze_function(function, depth=3):
     """What a function, and those that it calls, may read besides arguments: closures, globals named there, objects."""
     if isinstance(function, functools.partial):
         return freeze_function(function.func, depth), _freeze((function.args, function.keywords))
     if isinstance(function, nn.Module):
-        parts = dict.fromkeys(type(part).forward for part in function.modules())
-        return freeze_module(function), *(freeze_function(f, depth - 1) for f in parts if depth)
+        methods = dict.fromkeys(f for part in function.modules() for f in _list_methods(type(part)))
+        return freeze_module(function), *(freeze_function(f, depth - 1) for f in methods if depth)
     if (getattr(function, "__module__", None) or "").partition(".")[0] in ("torch", "mnist1d"):
         return id(function)
     code = getattr(function, "__code__", None)
     if code is None:
-        call = type(function).__dict__.get("__call__")
-        call = freeze_function(call, depth - 1) if depth and isinstance(call, types.FunctionType) else None
-        return _freeze(getattr(function, "__self__", None)), _freeze(getattr(function, "__dict__", None)), call
+        methods = _list_methods(type(function)) if depth else []
+        held = _freeze(getattr(function, "__self__", None)), _freeze(getattr(function, "__dict__", None))
+        return *held, *(freeze_function(f, depth - 1) for f in methods)
+    if "site-packages" in code.co_filename:  # a library's
+        return id(function)
     read = _read_names(function)
     called = [freeze_function(f, depth - 1) for f in read if depth and isinstance(f, types.FunctionType)]
     return tuple(_freeze(value) for value in [*read, getattr(function, "__self__", None)]), *called
@@ -344,9 +365,10 @@ class Finder(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         name, kwargs = getattr(function, "__name__", ""), kwargs or {}
         self.hook |= name == "register_hook"
-        if name == "embedding":
-            index = kwargs.get("padding_idx", args[2] if len(args) > 2 else None)
-            self.padding |= isinstance(index, int) and index >= 0
+        if name in ("embedding", "embedding_bag"):
+            index = kwargs.get("padding_idx", args[2] if len(args) > 2 and name == "embedding" else None)
+            nothing = -1 if function is torch.embedding else None  # torch's own counts from the end before it asks
+            self.padding |= isinstance(index, int) and not isinstance(index, bool) and index != nothing
         return function(*args, **kwargs)
 
 

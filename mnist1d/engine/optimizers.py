@@ -86,6 +86,11 @@ class Optimizers:
         """Whether all are torch's own, without hooks: these keep no gradient beyond a step and draw no numbers."""
         return all(type(opt).__module__.startswith("torch.optim") and _is_unhooked(opt) for opt in self._optimizers)
 
+    @property
+    def have_schedulers(self):
+        """Whether a scheduler sets the rate of any group."""
+        return any("initial_lr" in group for opt in self._optimizers for group in opt.param_groups)
+
     def _build(self, i):
         """The optimiser of model i alone."""
         optimizer, learning_rate, momentum, weight_decay = self._wanted

@@ -8,6 +8,7 @@ one by one.
 
 import copy
 import os
+import random
 import warnings
 from contextlib import contextmanager, nullcontext
 
@@ -33,6 +34,7 @@ from mnist1d.engine.checks import (
     keep_attributes,
     keep_function,
     keep_random_state,
+    list_modules,
     list_watched,
     set_python_random,
 )
@@ -44,10 +46,13 @@ from mnist1d.utils import set_seed
 
 __all__ = ["ReplayError", "Stack"]
 
-CHECK_EVERY = 199  # steps between comparisons; a prime, so that no rhythm of a loss hides from them
+CHECK_EVERY = 200  # uses of a recording between comparisons with autograd
+LONGEST = 300  # steps between comparisons with the plain way, at irregular distances that grow from a few to this
 SELDOM = 20  # steps between comparisons with the plain way, where what the models read outside changes more often
-LEAST = 0.05  # after the first batch what is smaller, a loss or a gradient, is compared as if it were of this size
+LEAST = 0.05  # a loss or gradient near zero is compared in double precision, and what is smaller as if of this size
 MAX_RECORDINGS = 4
+MOST_FUNCTIONS = 64  # of which it is known that they can be evaluated together
+SINGLE = torch.float32, torch.float16, torch.bfloat16
 DIFFERENT = "computed together, the models give other numbers than one by one"
 ATTEMPTS = 3  # Python's generators belong to all threads: another one may draw too, but not every time
 
@@ -188,6 +193,7 @@ class Stack:
         self._recordings, self._since_check, self.checked, self._outside, self._inside = {}, 0, 0, None, None
         self._losses, self._seen = None, None
         self._since_plain = self._steps = 0  # since the last comparison with the plain way, and in all
+        self._gaps, self._gap, self._widest, self._has_changed = random.Random(0), 1, 8, False
         settings = optimizer, learning_rate, momentum, weight_decay
         with keep_random_state():
             self.optimizers = Optimizers(self.modules, self.params, *settings, self._random_of)
@@ -297,7 +303,7 @@ class Stack:
     def __getstate__(self):
         """Without recordings and comparisons, which whoever reads it makes anew."""
         without = {"_recordings": {}, "_evaluates_together": {}, "_batch": None, "_losses": None, "_since_check": 0,
-                   "_since_plain": 0, "_seen": None, "_watched": []}  # fmt: skip
+                   "_seen": None, "_watched": []}  # fmt: skip
         return {**self.__dict__, **without}
 
     def __setstate__(self, state):
@@ -534,7 +540,7 @@ class Stack:
         watched = list_watched(module)
 
         def describe():
-            of_loss = freeze_tensors(function, buffers=True) if isinstance(function, nn.Module) else None
+            of_loss = [freeze_tensors(m, buffers=True) for m in list_modules(function) if m is not module]
             outside = [freeze() for freeze in watched]
             return (freeze_module(module), freeze_tensors(module), outside), (freeze_function(function), of_loss)
 
@@ -558,7 +564,7 @@ class Stack:
             reason = "the loss counts or remembers in Python, and what it counts is that of all seeds together"
         elif has_hooks(module) or (finder.hook and len(self) > 1):
             reason = "it has hooks on gradients"
-        elif len(self) > 1 and has_forward_hooks(module):
+        elif has_forward_hooks(module):
             reason = "it has hooks"
         else:
             try:
@@ -611,42 +617,53 @@ class Stack:
     def _is_due(self):
         """Whether this step is one to compare with the plain way: the next two, the last, and some between."""
         outside = self._get_outside()
-        has_changed, self._seen = self._seen not in (None, outside), outside
+        self._has_changed |= self._seen not in (None, outside)
+        self._seen = outside
         self._steps += 1
         if self._steps == 1:  # the first batch has just been compared
             return False
         self._since_plain += 1
-        is_time = self._steps <= 3 or self._since_plain >= CHECK_EVERY or self.check_next
-        return is_time or (has_changed and self._since_plain >= SELDOM)
+        is_time = self._steps <= 3 or self._since_plain >= self._gap or self.check_next
+        return is_time or (self._has_changed and self._since_plain >= SELDOM)
 
     def _is_as_plain(self, batch):
         """Whether a step of all models together still gives what it gives each by itself."""
         before, python = self._save_inner(), list(self._python_rng)
-        with keep_attributes(self.modules), keep_function(self.objective or self.loss):
-            losses = self._backward_plain(batch)
-        plain = [losses, *(self.grads[name] for name in self.params if self.grads[name] is not None)]
-        names, after = [n for n in self.params if self.grads[n] is not None], self._save_inner()
-        self._restore_inner(before)
-        self._python_rng[:] = python
-        with keep_attributes([self._template]):
-            together = self._run_together(batch)
-        same = self._used == names and self._agree(together, plain, self.buffers, after[0], LEAST)
-        same &= all(torch.equal(a, b) for a, b in zip(self._rng, after[1], strict=True))
-        self._restore_inner(before)
-        if not same and self._used == names:
-            same = self._agree_in_double(batch, [copy_module(m) for m in self.modules])
+        function = self.objective or self.loss
+        try:
+            with keep_attributes(self.modules), keep_function(function):
+                losses = self._backward_plain(batch)
+            plain = [losses, *(self.grads[name] for name in self.params if self.grads[name] is not None)]
+            names, after = [n for n in self.params if self.grads[n] is not None], self._save_inner()
+            self._restore_inner(before)
+            self._python_rng[:] = python
+            with keep_attributes([self._template]), keep_function(function):
+                together = self._run_together(batch)
+            same = self._used == names and self._agree(together, plain, self.buffers, after[0])
+            same &= all(torch.equal(a, b) for a, b in zip(self._rng, after[1], strict=True))
+            if not same and self._used == names:
+                nearly = self._agree(together, plain, self.buffers, after[0], LEAST)
+                self._restore_inner(before)
+                with keep_function(function):
+                    fresh = [copy_module(m) for m in self.modules]
+                    same = self._agree_in_double(batch, fresh, LEAST, otherwise=nearly)
+        finally:
+            self._restore_inner(before)
+            self._python_rng[:] = python
         if same:
-            self._since_plain = 0
+            self._since_plain, self._has_changed = 0, False
+            self._gap = self._gaps.randint(self._widest // 2, self._widest)
+            self._widest = min(2 * self._widest, LONGEST)
             self.checked += not self._replay  # else the replay is still to be compared
         return same
 
-    def _agree_in_double(self, batch, fresh):
+    def _agree_in_double(self, batch, fresh, least=0.0, otherwise=False):
         """Whether the two ways agree in double precision, so that what lay between them was rounding alone.
 
         Gradients that nearly cancel, as those of a contrastive loss do before training, round by per mille. One by one
-        run the `fresh` modules, as before the first batch; together a template as ours, made after it.
+        run the `fresh` modules, as before the batch; together a template as ours. Where that cannot be, `otherwise`.
         """
-        if fresh is None or not any(p.dtype == torch.float32 for p in self.params.values()):
+        if fresh is None or not any(p.dtype in SINGLE for p in self.params.values()):
             return False
         twin = copy.copy(self)
         twin._rng = [state.clone() for state in self._rng]
@@ -663,9 +680,9 @@ class Stack:
             losses = twin._backward_plain(batch)
             plain, after = [losses, *(g for g in twin.grads.values() if g is not None)], twin._save_inner()
             twin._restore_inner(before)
-            return twin._agree(twin._run_together(batch), plain, twin.buffers, after[0])
+            return twin._agree(twin._run_together(batch), plain, twin.buffers, after[0], least)
         except Exception:  # a module or loss that knows single precision only, or itself
-            return False
+            return otherwise
 
     def _explain(self, reason, losses):
         if len(self) > 1:
@@ -681,7 +698,8 @@ class Stack:
         if not alive.any():
             return True
         # A gradient that is zero but for rounding is compared with the largest of its model.
-        largest = [g.abs().reshape(len(g), -1).amax(1).double() for g in plain[1:] if g[0].numel()]
+        finite = [torch.where(g.isfinite(), g, 0).reshape(len(g), -1) for g in plain[1:] if g[0].numel()]
+        largest = [g.abs().amax(1).double() for g in finite]
         scale = torch.stack(largest).amax(0).clamp(min=100 * least)
         pairs = zip(ours[1:], plain[1:], strict=True)
         return (
@@ -791,6 +809,12 @@ class Stack:
             text = f"{reason}, which {self._since_check} replayed steps have not done"
             return self._part(reason, text if self._since_check else "", batch)
 
+    def part(self):
+        """From now on compute the models one by one."""
+        self.stacked, self._replay, self._recordings = False, False, {}
+        self._since_check = self._since_plain = 0
+        self.optimizers.split()
+
     def _part(self, reason, error, batch):
         """Go on one by one; an error where past steps may have been wrong."""
         self.stacked, self._replay, self._recordings = False, False, {}
@@ -849,6 +873,8 @@ class Stack:
             self._evaluates_together[key] = False
             return self._evaluate_plain(function, batch)
         if key not in self._evaluates_together:
+            if len(self._evaluates_together) >= MOST_FUNCTIONS:  # functions made anew each time
+                self._evaluates_together.clear()
             self._restore_inner(saved)
             plain = self._evaluate_plain(function, batch)
             pairs = zip(tree_leaves(together), tree_leaves(plain), strict=True)
@@ -874,7 +900,8 @@ class Stack:
         saved, python = self._save_inner(), list(self._python_rng)
         try:
             modules = [*self.modules, *([self._template] if self._template else [])]
-            with keep_attributes(modules), keep_function(self.objective or self.loss):
+            is_loss = function == self.compute_loss
+            with keep_attributes(modules), keep_function(self.objective or self.loss) if is_loss else nullcontext():
                 return self._evaluate(function, batch, saved)
         finally:
             self._restore_inner(saved)
