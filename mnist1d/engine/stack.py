@@ -47,7 +47,7 @@ from mnist1d.utils import set_seed
 __all__ = ["ReplayError", "Stack"]
 
 CHECK_EVERY = 200  # uses of a recording between comparisons with autograd
-LONGEST = 300  # steps between comparisons with the plain way, at irregular distances that grow from a few to this
+LONGEST = 1000  # steps between comparisons with the plain way, at irregular distances that grow from a few to this
 SELDOM = 20  # steps between comparisons with the plain way, where what the models read outside changes more often
 LEAST = 0.05  # a loss or gradient near zero is compared in double precision, and what is smaller as if of this size
 MAX_RECORDINGS = 4
