@@ -47,8 +47,8 @@ def draw_masks(nb, density, scope, criterion="magnitude", seeds=SEEDS):
 
 
 def test_impossible_knobs_are_refused_at_the_top():
-    with pytest.raises(ValueError, match=r"CURVE_STEPS=9000: must be at most PUBLISHED_STEPS"):
-        run_parameters("lottery_tickets", CURVE_STEPS=9000)
+    with pytest.raises(ValueError, match=r"LARGE_BATCH_STEPS=9000: must be at most CURVE_STEPS"):
+        run_parameters("lottery_tickets", LARGE_BATCH_STEPS=9000)
     with pytest.raises(ValueError, match="TICKET_DENSITY=1: must lie between 0 and 1"):
         run_parameters("lottery_tickets", TICKET_DENSITY=1)
 

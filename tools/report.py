@@ -49,7 +49,7 @@ WORK = {
     "tsne": ("70,000 and 5,000 points", ("MNIST_POINTS", "POINTS", "ITERATIONS")),
     "lottery_tickets": ("99 rounds of 1500 steps, batch 100; 15 curves of 6000 steps, batch 500",
                         ("LAST_ROUND", "STEPS", "BATCH_SIZE", "CURVE_STEPS", "CURVE_BATCH",
-                         "PUBLISHED_STEPS")),
+                         "LARGE_BATCH_STEPS")),
     "double_descent": ("19 widths and 29 channels, 500 epochs", ("MLP_WIDTHS", "CNN_CHANNELS", "EPOCHS")),
     "metalearn_lr": ("2 starts, 50 outer x 200 inner steps", ("STARTS", "OUTER_STEPS", "INNER_STEPS")),
     "metalearn_activation": ("301 outer x 301 inner steps", ("OUTER_STEPS", "INNER_STEPS")),
