@@ -116,7 +116,7 @@ def test_random_masks_match_a_ticket_in_density_and_know_nothing_of_the_weights(
 
 def test_arms_of_one_stack_equal_those_trained_alone(nb):
     _, masks = draw_masks(nb, 0.2, "layerwise")
-    ticket = {name: mask.bool().numpy() for name, mask in masks.items()}
+    ticket = {seed: {name: mask[i].bool().numpy() for name, mask in masks.items()} for i, seed in enumerate(SEEDS)}
     arms = {"dense": {}, "random": {"mask": "random"}, "ticket": {"mask": ticket, "data": "shuffled", "fresh": True}}
     arms["new"] = {"mask": ticket, "init": "random"}
     group = {"steps": 6, "batch": 100, "arms": arms}
@@ -126,6 +126,9 @@ def test_arms_of_one_stack_equal_those_trained_alone(nb):
         np.testing.assert_allclose(together[name]["test_acc"], alone["test_acc"], atol=0.5)
         np.testing.assert_allclose(together[name]["test_loss"], alone["test_loss"], rtol=1e-3)
     assert (together["ticket"]["test_loss"] != together["new"]["test_loss"]).all()
+    few = nb["run"](group, SEEDS[1:2])  # a worker may get some of the seeds
+    for name in arms:
+        np.testing.assert_allclose(few[name]["test_loss"][0], together[name]["test_loss"][1], rtol=1e-3)
 
 
 def test_initial_weights_of_each_control(nb):
