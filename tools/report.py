@@ -1,7 +1,7 @@
 """Write REPRODUCTION.md, the generated parts of README.md and the forest plot from the committed results files.
 
 Second runs with other seeds, in build/replicate, go to figures/replication.json first.
-`--parameters` records the knobs of the notebooks as they stand as those of the published runs.
+`--parameters` records the knobs and cells of the notebooks as they stand as those of the published runs.
 """
 
 import argparse
@@ -385,7 +385,7 @@ def draw_verdicts(results):
 
 def main(arguments=None, root=ROOT):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parameters", action="store_true", help="accept the notebooks' knobs as published")
+    parser.add_argument("--parameters", action="store_true", help="accept the notebooks' knobs and cells as published")
     if parser.parse_args(arguments).parameters:
         write_parameters(root)
         print("wrote mnist1d/published.json and published_cells.json")
