@@ -158,13 +158,22 @@ def test_a_padding_that_comes_later_has_no_gradient():
     check(Words, 3, batches=batches)
 
 
-class Clipping(torch.optim.SGD):
-    @torch.no_grad()
-    def step(self, closure=None):
-        super().step()
-        for group in self.param_groups:
-            for p in group["params"]:
-                p.clamp_(-0.2, 0.2)
+def then(change):
+    """SGD that changes every parameter after its step."""
+
+    class Changed(torch.optim.SGD):
+        @torch.no_grad()
+        def step(self, closure=None):
+            super().step()
+            for group in self.param_groups:
+                for p in group["params"]:
+                    change(p)
+
+    return Changed
+
+
+Clipping = then(lambda p: p.clamp_(-0.2, 0.2))
+Noisy = then(lambda p: p.add_(0.05 * torch.randn_like(p)))
 
 
 def normalize(self, h):
@@ -302,15 +311,6 @@ def test_a_hook_sees_every_step(n):
 
 
 # Optimisers ---------------------------------------------------------------------------------------------------------
-
-
-class Noisy(torch.optim.SGD):
-    @torch.no_grad()
-    def step(self, closure=None):
-        super().step()
-        for group in self.param_groups:
-            for p in group["params"]:
-                p.add_(0.05 * torch.randn_like(p))
 
 
 def test_an_optimisers_noise_is_the_seeds_own():

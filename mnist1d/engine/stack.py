@@ -1,7 +1,7 @@
 """Many copies of one architecture, one per seed, trained side by side.
 
 A :class:`Stack` behaves as a list of modules that are trained one after the other, and is checked against
-exactly that on its first batches and every few hundred. Where the copies can be computed together they are, by
+exactly that on its first batches and now and then. Where the copies can be computed together they are, by
 `vmap`; where they cannot (a module reads values, `vmap` does not know an operation, the results differ) they run
 one by one.
 """
