@@ -136,7 +136,10 @@ def test_second_seeds_stand_beside_the_first(checkout, capsys):
     table = (checkout / "REPRODUCTION.md").read_text()
     row = next(line for line in table.splitlines() if line.startswith("| `lottery.sparse`"))
     assert "| **reproduced** | **not reproduced**<br>95.2% -5.20 [-5.40, -5.00], n = 5 |" in row
-    assert "Run again with other seeds, 2 of 3 verdicts are the same." in (checkout / "README.md").read_text()
+    assert (
+        "Run again with other seeds: 3, of which 2 have the same verdict; "
+        "`lottery.sparse` from reproduced to not reproduced." in (checkout / "README.md").read_text()
+    )
     assert (checkout / "figures" / "verdicts.png").stat().st_size > 1000
     write(checkout / "build" / "replicate", -1.0, seed_offset=1000, code="other")  # is shown, and does not count
     assert report.main([], checkout) == 0

@@ -156,8 +156,9 @@ def count_verdicts(results, replication, stale=()):
         text += f" Of these {old} were measured before the last change of their code."
     if second := get_verdicts(list_current(replication, results)):
         both = [claim_id for claim_id in verdicts if claim_id in second]
-        agree = sum(verdicts[claim_id] == second[claim_id] for claim_id in both)
-        text += f" Run again with other seeds, {agree} of {len(both)} verdicts are the same."
+        others = [f"`{i}` from {verdicts[i]} to {second[i]}" for i in both if verdicts[i] != second[i]]
+        text += f" Run again with other seeds: {len(both)}, of which {len(both) - len(others)} have the same verdict"
+        text += f"; {', '.join(others)}." if others else "."
     return text
 
 
