@@ -13,6 +13,7 @@ import json
 import math
 import numbers
 import time
+import types
 import warnings
 from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,7 +38,8 @@ __all__ = ["Comparison", "Comparisons", "compare", "judge_difference"]
 FIRST_TUNING_SEED = 1_000_000
 MOST_SEEDS = 10_000  # beyond this no number of seeds is worth naming
 POWER = 0.8  # chance that the number of seeds which is named decides
-CACHE_FORMAT = 2
+CACHE_FORMAT = 3
+LIBRARIES = {"builtins", "mnist1d", "numpy", "torch"}  # whose code a name stands for
 LARGE = 50_000  # parameters; several such models at once leave a processor's cache, and take longer than in turn
 
 
@@ -220,6 +222,34 @@ def _name(value):
     return getattr(value, "__name__", str(value))
 
 
+def _describe(value, depth=5):
+    """What a value is and holds; of the functions and classes that a user wrote, what they do, as far as text tells."""
+    name = getattr(value, "__qualname__", type(value).__qualname__)
+    is_code = isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType))
+    if isinstance(value, (bool, int, float, complex, str, bytes, np.generic, type(None))):
+        return repr(value)
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return hashlib.sha256(np.ascontiguousarray(torch.as_tensor(value).detach().cpu()).tobytes()).hexdigest()
+    if isinstance(value, types.ModuleType) or (is_code and (value.__module__ or "").split(".")[0] in LIBRARIES):
+        return name
+    if isinstance(value, functools.partial):
+        parts = [value.func, *value.args, value.keywords]
+    elif isinstance(value, (list, tuple)):
+        parts = value
+    elif isinstance(value, Mapping):
+        parts = [part for item in value.items() for part in item]
+    elif isinstance(value, types.CodeType):
+        parts = [value.co_code, value.co_consts, value.co_names]
+    elif isinstance(value, types.CellType):
+        parts = [value.cell_contents] if value != types.CellType() else []
+    elif isinstance(value, types.FunctionType):
+        read = [value.__globals__.get(name) for name in value.__code__.co_names]
+        parts = [value.__code__, value.__defaults__, value.__kwdefaults__, value.__closure__, read]
+    else:
+        parts = [getattr(value, "__dict__", None), *([] if is_code else [type(value)])]
+    return f"{name}({', '.join(_describe(part, depth - 1) for part in parts)})" if depth else name
+
+
 def _remember(folder, key, compute):
     """What `compute()` returns, lists and numbers; from the folder's file of this key if there is a sound one."""
     digest = hashlib.sha256(f"{CACHE_FORMAT} {key}".encode()).hexdigest()[:24]
@@ -247,7 +277,7 @@ def _train(arm, data, seeds, rates=None):
 
 
 def _score(stack, x, y):
-    """Accuracy [seed], percent; of a model that gives NaN a number without meaning."""
+    """Accuracy [seed], percent; NaN for a model that gives NaN."""
     n = len(stack)
     kind, values = evaluate(stack, *split_tensors({"x": x, "y": y}, "", n, next(iter(stack.params.values())).device))
     if kind != "acc":
@@ -272,10 +302,11 @@ def _measure(arm, data, seeds, splits, rates=None):
             stack, history = _train(arm, data, seeds[i : i + size], rates and rates[i : i + size])
         used += time.thread_time() - start
         finite = torch.stack([p.detach().reshape(len(p), -1).isfinite().all(1) for p in stack.params.values()]).all(0)
-        lost = ~(finite.cpu().numpy() & np.isfinite(history["train_loss"][:, -1]))
+        scored = np.array([_score(stack, x, y) for x, y in splits])  # [split, seed], percent
+        lost = ~(finite.cpu().numpy() & np.isfinite(history["train_loss"][:, -1]) & np.isfinite(scored).all(0))
         diverged += lost.tolist()
-        for found, (x, y) in zip(scores, splits, strict=True):
-            found += np.where(lost, chance, _score(stack, x, y)).tolist()
+        for found, values in zip(scores, scored, strict=True):
+            found += np.where(lost, chance, values).tolist()
     return scores, used / len(seeds), parameters, diverged
 
 
@@ -287,7 +318,7 @@ def _fingerprint(arm, data):
         short = {**arm, "steps": min(arm["steps"], 3), "batch_size": min(arm.get("batch_size", 100), len(first["x"]))}
         stack, history = _train(short, first, [0])
     out = stack.evaluate(lambda model, x: model(x), *split_tensors(first, "", 1, get_device())[:1])
-    settings = sorted((k, v if isinstance(v, (int, float, str)) else _name(v)) for k, v in arm.items() if k != "device")
+    settings = sorted((k, _describe(v)) for k, v in arm.items() if k != "device")
     schedule = [arm["schedule"](step) for step in range(arm["steps"])] if arm.get("schedule") else []
     digest = hashlib.sha256(out.cpu().numpy().tobytes())
     for k in ("x", "y", "x_test", "y_test"):
@@ -471,8 +502,8 @@ def compare(
         Largest difference that does not matter, points.
     cache : path-like, optional
         Folder that keeps what has ended, for a call that goes on after an interruption. An arm is known again by its
-        name, its arguments, its schedule and the outcome of its first three steps: empty the folder where the same
-        name means an arm that differs in what comes later.
+        name, its arguments, what its functions do and hold, its schedule and the outcome of its first three steps:
+        empty the folder where one name means two arms that differ in none of these.
 
     Returns
     -------

@@ -14,13 +14,13 @@ from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
-from mnist1d import settings
+from mnist1d import __version__, settings
 from mnist1d.claims import CLAIMS, Verdicts, no_verdict, to_json
 from mnist1d.utils import open_for_rename, show_written
 
 __all__ = ["code_digest", "load_results", "save_results"]
 
-LIBRARIES = ("mnist1d", "torch", "numpy", "scipy", "scikit-learn", "matplotlib")
+LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "matplotlib")
 
 
 def _normalize(source):
@@ -162,12 +162,13 @@ def save_results(slug, *, seeds, numbers, verdicts, missing=None, images=()):
     differ = [v["id"] for v in verdicts if v.get("parts_differ")]
     if differ and not reason:
         raise ValueError(f"verdicts: {differ} must have the parts of their claims")
+    versions = {name: version(name) for name in LIBRARIES}
     results = {
         "slug": slug,
         "profile": settings.profile(),
         "no_verdict": reason,
         "code": code_digest(slug, root) if root else None,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        "versions": {"python": platform.python_version(), "mnist1d": __version__, **versions},
         "processor": _read_processor(),
         "device": str(settings.get_device()),
         "jobs": settings.get_jobs(),

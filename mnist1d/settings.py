@@ -16,12 +16,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
 if TYPE_CHECKING:
     import torch
 
 __all__ = [
     "KEEP_MEMORY",
-    "check_environment",
     "find_root",
     "get_device",
     "get_jobs",
@@ -91,7 +92,7 @@ def seed_offset() -> int:
 
 def is_seed(name: str, value: Any) -> bool:
     """Whether a knob of this name and value holds seeds: one of ...SEED, several of ...SEEDS."""
-    several = isinstance(value, (range, list, tuple))
+    several = isinstance(value, (range, list, tuple, np.ndarray))
     return name.endswith("SEEDS") if several else name.endswith("SEED") and isinstance(value, int)
 
 
@@ -117,7 +118,7 @@ def shift_seeds(namespace: dict) -> None:
             namespace[name] = range(seeds.start + offset, seeds.stop + offset, seeds.step)
         elif isinstance(seeds, (list, tuple)):
             namespace[name] = type(seeds)(seed + offset for seed in seeds)
-        else:
+        else:  # one number, or an array
             namespace[name] = seeds + offset
 
 
@@ -160,22 +161,6 @@ def get_device() -> "torch.device":
     if hasattr(kind, "device_count") and (device.index or 0) >= kind.device_count():
         raise ValueError(f"MNIST1D_DEVICE={value!r}: must be a device of this machine; torch finds no such one")
     return device
-
-
-def check_environment() -> None:
-    """Check every variable of this module, so that a bad one is known before any work starts.
-
-    Raises
-    ------
-    ValueError
-        That names the variable, its value and the rule.
-    """
-    profile(), seed_offset(), get_device(), get_jobs()
-    data, output = os.environ.get("MNIST1D_DATA"), os.environ.get("MNIST1D_OUTPUT")
-    if data and not Path(data).expanduser().is_dir():
-        raise ValueError(f"MNIST1D_DATA={data!r}: must be a folder that is there")
-    if output and Path(output).expanduser().is_file():
-        raise ValueError(f"MNIST1D_OUTPUT={output!r}: must be a folder")
 
 
 def find_root() -> Path | None:

@@ -79,8 +79,11 @@ def split_tensors(
         require(lengths[0] == lengths[1] > 0, f"lengths of x{split}, y{split}", lengths, "equal, and at least 1")
 
     for name in (f"x{split}", f"y{split}"):
-        shapes = sorted({tuple(np.shape(d[name])) for d in datasets})
+        arrays = [np.asarray(d[name]) for d in datasets]
+        shapes = sorted({array.shape for array in arrays})
         require(len(shapes) == 1, f"shapes of {name}", shapes, "the same for all seeds")
+        others = sorted({str(array.dtype) for array in arrays if array.dtype.kind not in "biufc"})
+        require(not others, f"types of {name}", others, "numbers; number the labels to train on them")
 
     def convert(name):
         tensor = torch.stack([torch.as_tensor(np.require(d[name + split], requirements="CW")) for d in datasets])
@@ -504,11 +507,9 @@ def sweep(
             raise ValueError(f"variants: the names {names} are not all different; pass a dict of name to variant")
         variants = dict(zip(names, variants, strict=True))
     seeds = list_seeds(seeds)
-    chunk = len(seeds) if chunk is None else chunk
+    chunk = len(seeds) if chunk is None else check_integer(chunk, "chunk", 1, 2**63 - 1, "an integer of at least 1")
     if not variants:
         raise ValueError("variants is empty: must hold at least one")
-    if chunk < 1:
-        raise ValueError(f"chunk={chunk}: must be at least 1")
     tasks = [(name, seeds[i : i + chunk]) for name in variants for i in range(0, len(seeds), chunk)]
     nested = getattr(_thread, "in_task", False)  # its workers are all busy
     jobs = 1 if nested else min(get_jobs(), len(tasks))

@@ -224,6 +224,9 @@ def test_what_replicate_shifts_are_seeds(monkeypatch):
     """No knob of a notebook that counts something is taken for a seed."""
     monkeypatch.setenv("MNIST1D_SEED_OFFSET", "1000")
     published = json.loads(Path(claims.__file__).with_name("published.json").read_text())
+    arrays = {"SEEDS": np.arange(3)}
+    settings.shift_seeds(arrays)
+    assert arrays["SEEDS"].tolist() == [1000, 1001, 1002]
     assert not settings.is_seed("TUNE_SEEDS", 2) and not settings.is_seed("ONE_SEED_STEPS", 500)
     for slug, knobs in published.items():
         shifted = dict(knobs)

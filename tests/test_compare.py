@@ -3,6 +3,7 @@
 import functools
 import subprocess
 import sys
+import warnings
 
 import joblib
 import numpy as np
@@ -316,23 +317,92 @@ def test_an_error_of_the_users_code_names_the_arm_before_work_starts(monkeypatch
     assert caught.value.__notes__ == ["in the arm 'two outputs'"] and not spy.fits
 
 
-def test_arms_that_differ_late_are_told_apart_by_their_names(tmp_path):
-    class Late(torch.optim.SGD):
-        def __init__(self, params, rate):
-            super().__init__(params, lr=0.1)
-            self.rate, self.steps = rate, 0
+class Late(torch.optim.SGD):
+    """Another learning rate after the steps by which a cache knows an arm."""
 
-        def step(self, closure=None):
-            self.steps += 1
-            self.param_groups[0]["lr"] = self.rate if self.steps > 5 else 0.1
-            return super().step(closure)
+    def __init__(self, params, rate):
+        super().__init__(params, lr=0.1)
+        self.rate, self.steps = rate, 0
 
-    rates = {"a": 0.1, "b": 5.0}
-    arms = {name: {"build": Logistic, "optimizer": functools.partial(Late, rate=rate)} for name, rate in rates.items()}
-    plain, kept = (compare(arms, DATA, cache=cache, **SETTINGS) for cache in (None, tmp_path))
-    assert (plain.accuracy["a"] != plain.accuracy["b"]).any()
-    for name in arms:
-        np.testing.assert_array_equal(plain.accuracy[name], kept.accuracy[name])
+    def step(self, closure=None):
+        self.steps += 1
+        self.param_groups[0]["lr"] = self.rate if self.steps > 5 else 0.1
+        return super().step(closure)
+
+
+def late_by_default(rate):
+    return lambda params, rate=rate: Late(params, rate)
+
+
+def late_by_closure(rate):
+    return lambda params: Late(params, rate)
+
+
+def late_by_class(rate):
+    return type("Late", (Late,), {"__init__": lambda self, params: Late.__init__(self, params, rate)})
+
+
+def late_by_object(rate):
+    class Make:
+        def __init__(self):
+            self.rate = rate
+
+        def __call__(self, params):
+            return Late(params, self.rate)
+
+    return Make()
+
+
+def late_by_partial(rate):
+    return functools.partial(Late, rate=rate)
+
+
+@pytest.mark.parametrize("make", [late_by_partial, late_by_default, late_by_closure, late_by_class, late_by_object])
+def test_arms_that_differ_late_are_told_apart(make, tmp_path):
+    accuracy = []
+    for rate in (0.1, 5.0):
+        arms = {"a": {"build": Logistic, "optimizer": make(rate)}}
+        plain, kept, again = (compare(arms, DATA, cache=cache, **SETTINGS) for cache in (None, tmp_path, tmp_path))
+        np.testing.assert_array_equal(plain.accuracy["a"], kept.accuracy["a"])
+        np.testing.assert_array_equal(plain.accuracy["a"], again.accuracy["a"])
+        accuracy.append(plain.accuracy["a"])
+    assert (accuracy[0] != accuracy[1]).any() and len(list(tmp_path.iterdir())) == 2
+
+
+def test_constants_and_globals_of_functions_are_told_apart(monkeypatch):
+    assert comparison._describe(lambda x: 2 * x) != comparison._describe(lambda x: 3 * x)
+    described = comparison._describe(late_by_global)
+    assert described == comparison._describe(late_by_global)
+    monkeypatch.setitem(globals(), "RATE", 2.0)
+    assert comparison._describe(late_by_global) != described
+    weights = [torch.nn.CrossEntropyLoss(torch.full((10,), value)) for value in (1.0, 2.0, 1.0)]
+    first, second, third = map(comparison._describe, weights)
+    assert first == third != second
+
+
+RATE = 1.0
+
+
+def late_by_global(params):
+    return Late(params, RATE)
+
+
+class Lost(Logistic):
+    """Trains as well as any and answers with NaN."""
+
+    def forward(self, x):
+        return super().forward(x) if self.training else (super().forward(x) - 1e4).log()
+
+
+def test_a_model_that_answers_with_nan_is_never_chosen_and_counts_as_chance():
+    arms = {"a": {"build": Logistic}, "b": {"tune": {"build": [Logistic, Lost]}}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # unequal tuning
+        result = compare(arms, DATA, **SETTINGS)
+    assert result.chosen["b"]["build"] is Logistic
+    np.testing.assert_array_equal(result.accuracy["a"], result.accuracy["b"])
+    with pytest.warns(RuntimeWarning, match="diverged and count as chance"):
+        assert (compare({"lost": Lost}, DATA, **SETTINGS).accuracy["lost"] == 10).all()
 
 
 def test_a_lazy_model_is_counted():

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
@@ -49,6 +50,17 @@ def test_results_file_holds_what_the_contract_asks_for(folder, judged, capsys):
     assert part["interval"] == pytest.approx([0.7976, 0.8184], abs=1e-3) and part["outcome"] == "holds"
     assert "tsne.mnist1d" in table._repr_markdown_() and "**reproduced**" in table._repr_markdown_()
     assert "tsne.json" in capsys.readouterr().out
+
+
+def test_results_of_a_checkout_that_was_never_installed(folder, judged, monkeypatch):
+    def find(name):
+        if name == "mnist1d":
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(results, "version", find)
+    save_results("tsne", seeds=[0], numbers={}, verdicts=judged)
+    assert json.loads((folder / "tsne.json").read_text())["versions"]["mnist1d"]
 
 
 def test_every_claim_of_a_notebook_must_be_judged_or_missing(folder, judged):

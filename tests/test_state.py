@@ -300,6 +300,8 @@ def test_what_is_no_builder_or_loss_is_named():
     longer = {key: torch.cat([torch.tensor(v)] * 2).numpy() for key, v in shorter.items()}
     with pytest.raises(ValueError, match=r"shapes of x=.*the same for all seeds"):
         fit(Base, [shorter, longer], [0, 1], steps=1, batch_size=3)
+    with pytest.raises(ValueError, match=r"types of y=\['<U1'\]: must be numbers"):
+        fit(Base, {**shorter, "y": ["a"] * 9}, [0], steps=1, batch_size=3)
 
 
 def test_a_change_that_only_a_check_can_see_is_an_error_not_a_number():

@@ -143,6 +143,7 @@ def test_bad_sweeps_are_refused():
         ({}, [0], 1, "variants is empty"),
         ({"x": 1}, [], None, "seeds"),
         ({"x": 1}, [0], 0, "chunk=0"),
+        ({"x": 1}, [0], 1.5, "chunk=1.5"),
         ([Logistic, Logistic], [0], 1, "not all different"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from unittest import mock
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -89,14 +90,8 @@ def read_all(root):
 
 def read_parameters(slug):
     """The knobs of a notebook in the profile `paper`, by name."""
-    before = os.environ.get("MNIST1D_PROFILE")
-    os.environ["MNIST1D_PROFILE"] = "paper"
-    try:
+    with mock.patch.dict(os.environ, MNIST1D_PROFILE="paper"):
         namespace = load_definitions(slug)
-    finally:
-        os.environ.pop("MNIST1D_PROFILE")
-        if before is not None:
-            os.environ["MNIST1D_PROFILE"] = before
     (source,) = [source for _, source, tags in read_notebook(slug) if tags == ["parameters"]]
     nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
     names = sorted({node.id for node in nodes if isinstance(node.ctx, ast.Store) and node.id.isupper()} - {"SMOKE"})

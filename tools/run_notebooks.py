@@ -151,15 +151,19 @@ def format_minutes(seconds):
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
-def find_other_cells(slug, run):
-    """How many cells of a notebook are not those of the published run."""
-    known = read_results(run.root / "mnist1d" / "published_cells.json") or {}
+def read_cells(slug, run):
+    """The sources of a notebook's code cells; none if it cannot be read: its own run says what is wrong with it."""
     try:
         cells = json.loads(run.notebook(slug).read_bytes())["cells"]
-        sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # its own run says what is wrong with it
-        return 0
-    return sum(bool(source.strip()) and digest_cell(source) not in known.get(slug, []) for source in sources)
+        return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return []
+
+
+def find_other_cells(slug, run):
+    """How many cells of a notebook are not those of the published run."""
+    known = (read_results(run.root / "mnist1d" / "published_cells.json") or {}).get(slug, [])
+    return sum(bool(cell.strip()) and digest_cell(cell) not in known for cell in read_cells(slug, run))
 
 
 def announce(slugs, run, jobs):
@@ -315,14 +319,6 @@ def run_notebook(slug, run, jobs, guard, on_cell=None):
     return results
 
 
-def count_cells(slug, run):
-    try:
-        cells = json.loads(run.notebook(slug).read_bytes())["cells"]
-        return sum(cell["cell_type"] == "code" for cell in cells)
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # its own run says what is wrong with it
-        return 0
-
-
 def run_all(slugs, run, jobs):
     """Run notebooks, in this order; for each that ended its results, or what became of it as text."""
 
@@ -335,7 +331,7 @@ def run_all(slugs, run, jobs):
 
     rows = []
     workers = max(1, min(jobs, len(slugs)))
-    total = sum(count_cells(slug, run) for slug in slugs)
+    total = sum(len(read_cells(slug, run)) for slug in slugs)
     # In the main thread nbclient would take over SIGINT, and stop in an unspecified state.
     with (
         tqdm(desc="cells", total=total, disable=None, leave=False) as bar,
@@ -392,7 +388,7 @@ def main(arguments=None, root=ROOT):
         parser.error(f"no such notebook: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     check_package()
     try:
-        settings.check_environment()
+        settings.profile(), settings.seed_offset(), settings.get_device(), settings.get_jobs(), find_data("mnist.npz")
     except ValueError as error:
         raise SystemExit(str(error)) from None
 
