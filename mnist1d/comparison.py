@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import numbers
+import pickle
 import time
 import types
 import warnings
@@ -28,6 +29,7 @@ from torch.nn import functional as F
 
 from mnist1d.claims import confidence_interval
 from mnist1d.data import draw_validation, make_dataset
+from mnist1d.engine.checks import list_names
 from mnist1d.settings import get_device
 from mnist1d.training import Stack, evaluate, fit, list_seeds, split_tensors, sweep
 from mnist1d.transform import check_integer, require
@@ -222,32 +224,57 @@ def _name(value):
     return getattr(value, "__name__", str(value))
 
 
-def _describe(value, depth=5):
+def _digest(value):
+    """Of an array's or a tensor's numbers; its type and shape where it has none to read."""
+    array = value
+    try:
+        if isinstance(value, torch.Tensor):
+            array = value.detach().cpu()
+            array = (array.double() if array.is_floating_point() else array).resolve_conj().numpy()
+        content = pickle.dumps(array) if array.dtype.hasobject else array.tobytes()
+        return f"{array.dtype.str} {array.shape} {hashlib.sha256(content).hexdigest()}"
+    except Exception:  # lazy parameters, sparse tensors, objects that cannot be pickled
+        return f"{value.dtype} {getattr(value, 'layout', '')}"
+
+
+def _describe(value, depth=12, seen=None):
     """What a value is and holds; of the functions and classes that a user wrote, what they do, as far as text tells."""
+    seen = {} if seen is None else seen  # by id; each is described once
     name = getattr(value, "__qualname__", type(value).__qualname__)
     is_code = isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType))
     if isinstance(value, (bool, int, float, complex, str, bytes, np.generic, type(None))):
         return repr(value)
     if isinstance(value, (np.ndarray, torch.Tensor)):
-        return hashlib.sha256(np.ascontiguousarray(torch.as_tensor(value).detach().cpu()).tobytes()).hexdigest()
-    if isinstance(value, types.ModuleType) or (is_code and (value.__module__ or "").split(".")[0] in LIBRARIES):
+        return _digest(value)
+    is_known = is_code and (value.__module__ or "").split(".")[0] in LIBRARIES
+    if not depth or id(value) in seen or is_known or isinstance(value, types.ModuleType):
         return name
+    seen[id(value)] = value
     if isinstance(value, functools.partial):
         parts = [value.func, *value.args, value.keywords]
     elif isinstance(value, (list, tuple)):
         parts = value
+    elif isinstance(value, (set, frozenset)):
+        parts = sorted(_describe(part, depth - 1, seen) for part in value)
     elif isinstance(value, Mapping):
         parts = [part for item in value.items() for part in item]
     elif isinstance(value, types.CodeType):
         parts = [value.co_code, value.co_consts, value.co_names]
     elif isinstance(value, types.CellType):
         parts = [value.cell_contents] if value != types.CellType() else []
+    elif isinstance(value, types.MethodType):
+        parts = [value.__func__, value.__self__]
+    elif isinstance(value, (property, staticmethod, classmethod)):
+        parts = [getattr(value, "fget", None) or value.__func__]
     elif isinstance(value, types.FunctionType):
-        read = [value.__globals__.get(name) for name in value.__code__.co_names]
+        read = [value.__globals__.get(name) for name in list_names(value.__code__)]
         parts = [value.__code__, value.__defaults__, value.__kwdefaults__, value.__closure__, read]
+    elif isinstance(value, type):
+        parts = [*value.__bases__, dict(vars(value))]
     else:
-        parts = [getattr(value, "__dict__", None), *([] if is_code else [type(value)])]
-    return f"{name}({', '.join(_describe(part, depth - 1) for part in parts)})" if depth else name
+        slots = [getattr(value, slot, None) for slot in getattr(type(value), "__slots__", ()) if slot != "__dict__"]
+        parts = [type(value), getattr(value, "__dict__", None), *slots]
+    return f"{name}({', '.join(_describe(part, depth - 1, seen) for part in parts)})"
 
 
 def _remember(folder, key, compute):

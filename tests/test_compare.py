@@ -353,11 +353,35 @@ def late_by_object(rate):
     return Make()
 
 
+def late_by_method(rate):
+    return late_by_object(rate).__call__
+
+
+def late_by_base(rate):
+    class Base(Late):
+        @property
+        def later(self):
+            return rate
+
+        def __init__(self, params):
+            super().__init__(params, self.later)
+
+    class Derived(Base):
+        pass
+
+    return functools.partial(Derived)
+
+
 def late_by_partial(rate):
     return functools.partial(Late, rate=rate)
 
 
-@pytest.mark.parametrize("make", [late_by_partial, late_by_default, late_by_closure, late_by_class, late_by_object])
+LATE = [
+    late_by_partial, late_by_default, late_by_closure, late_by_class, late_by_object, late_by_method, late_by_base,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", LATE)
 def test_arms_that_differ_late_are_told_apart(make, tmp_path):
     accuracy = []
     for rate in (0.1, 5.0):
@@ -375,6 +399,9 @@ def test_constants_and_globals_of_functions_are_told_apart(monkeypatch):
     assert described == comparison._describe(late_by_global)
     monkeypatch.setitem(globals(), "RATE", 2.0)
     assert comparison._describe(late_by_global) != described
+    for value in (np.array(["cat"]), np.arange(3)[::-1], np.array([None]), torch.ones(2, dtype=torch.bfloat16)):
+        assert comparison._describe(value) == comparison._describe(value.copy() if hasattr(value, "copy") else value)
+    assert comparison._describe(torch.nn.LazyLinear(3)) and comparison._describe(torch.eye(2).to_sparse())
     weights = [torch.nn.CrossEntropyLoss(torch.full((10,), value)) for value in (1.0, 2.0, 1.0)]
     first, second, third = map(comparison._describe, weights)
     assert first == third != second

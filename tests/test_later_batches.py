@@ -23,11 +23,12 @@ def cross_entropy(model, x, y):
     return F.cross_entropy(model(x), y)
 
 
-def check(build, n, objective=cross_entropy, optimizer=make_sgd, batches=None):
+def check(build, n, objective=cross_entropy, optimizer=make_sgd, batches=None, before=lambda step: None):
     """A stack's losses and parameters against those of a loop over seeds."""
     batches = batches or draw_batches(n, 12)
     stack, ours = Stack(build, range(n), objective=objective, optimizer=optimizer), []
     for NOW["step"], batch in enumerate(batches):
+        before(NOW["step"])
         ours.append(stack.backward(*batch))
         stack.step()
     for i in range(n):
@@ -35,6 +36,7 @@ def check(build, n, objective=cross_entropy, optimizer=make_sgd, batches=None):
         model = build()
         opt, losses = optimizer(model.parameters()), []
         for NOW["step"], (x, y) in enumerate(batches):
+            before(NOW["step"])
             opt.zero_grad()
             losses.append(objective(model, x[i].clone(), y[i].clone()))
             losses[-1].backward()
@@ -603,3 +605,171 @@ def test_pickled_in_between_a_stack_knows_what_was_not_compared():
         stack.step()
     stack._since_plain = 7
     assert pickle.loads(pickle.dumps(stack))._since_plain == 7
+
+
+SETTING = types.SimpleNamespace(scale=1.0, ones=torch.ones(1))
+OUTER = types.SimpleNamespace(inner=types.SimpleNamespace(scale=1.0))
+
+
+def pulse(step):
+    """A setting that is another one for a while, and the old one where comparisons are made."""
+    SETTING.scale = OUTER.inner.scale = 3.0 if 34 <= step < 80 else 1.0
+
+
+def in_a_generator(model, x, y):
+    return cross_entropy(model, x, y) + sum(SETTING.scale * column.square().mean() for column in model(x).unbind(1))
+
+
+def in_an_inner_function(model, x, y):
+    def penalize(out):
+        return SETTING.scale * out.square().mean()
+
+    return cross_entropy(model, x, y) + penalize(model(x))
+
+
+def in_an_object_of_an_object(model, x, y):
+    return cross_entropy(model, x, y) + OUTER.inner.scale * model(x).square().mean()
+
+
+class HoldsFunction(Base):
+    def __init__(self):
+        super().__init__()
+        self.change = lambda h: SETTING.scale * h
+
+    def forward(self, x):
+        return super().forward(self.change(x))
+
+
+class HasProperty(Base):
+    @property
+    def scale(self):
+        return SETTING.scale
+
+    @staticmethod
+    def change(x):
+        return SETTING.scale * x
+
+    def forward(self, x):
+        return self.scale * super().forward(self.change(x))
+
+
+class HoldsSettingWithTensor(Base):
+    def __init__(self):
+        super().__init__()
+        self.setting = SETTING
+
+    def forward(self, x):
+        return super().forward(x * self.setting.scale)
+
+
+PULSES = [
+    (Base, in_a_generator), (Base, in_an_inner_function), (Base, in_an_object_of_an_object),
+    (HoldsFunction, cross_entropy), (HasProperty, cross_entropy), (HoldsSettingWithTensor, cross_entropy),
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*one seed after the other", "ignore:training steps are not replayed")
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize(("build", "objective"), PULSES, ids=lambda f: f.__name__)
+def test_what_comes_and_goes_between_two_comparisons(build, objective, n):
+    check(build, n, objective, batches=draw_batches(n, 95), before=pulse)
+
+
+class WritesLater(Base):
+    def forward(self, x):
+        return super().forward(x.mul_(0.5) if self.training and NOW["step"] >= 10 else x)
+
+
+class CountsInIntegers(Base):
+    """A buffer that begins as a whole number and becomes a mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("size", torch.tensor(1))
+
+    def forward(self, x):
+        self.size = 0.9 * self.size + 0.1 * x.detach().abs().mean()
+        return super().forward(x / self.size)
+
+
+class Teacher(Base):
+    """Pulls a copy of a layer after it, in the forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.student, self.teacher = nn.Linear(LENGTH, LENGTH), nn.Linear(LENGTH, LENGTH)
+        self.teacher.load_state_dict(self.student.state_dict())
+
+    def forward(self, x):
+        for p, q in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+            p.data.lerp_(q.data, 0.05)
+        return super().forward(self.student(x) + self.teacher(x).detach())
+
+
+@pytest.mark.filterwarnings("ignore:.*one seed after the other", "ignore:training steps are not replayed")
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("build", [WritesLater, CountsInIntegers, Teacher])
+def test_what_a_forward_pass_changes(build, n):
+    check(build, n, batches=draw_batches(n, 60))
+
+
+@pytest.mark.filterwarnings("ignore:.*one seed after the other")
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_small_term_is_not_taken_for_rounding(n):
+    """`vmap` says of no parameter that it requires a gradient."""
+
+    def penalize(model, x, y):
+        return cross_entropy(model, x, y) + 1e-5 * sum(p.abs().sum() for p in model.parameters() if p.requires_grad)
+
+    batches = [(x * (torch.arange(LENGTH) > 2), y) for x, y in draw_batches(n, 20)]  # the first numbers are dead
+    check(lambda: nn.Linear(LENGTH, CLASSES), n, penalize, lambda p: torch.optim.Adam(p, lr=0.01), batches)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_an_optimiser_may_be_changed_by_who_made_it(n):
+    made = []
+
+    def make(params):
+        made.append(torch.optim.SGD(params, lr=0.5))
+        return made[-1]
+
+    def slow_down(step):
+        for optimizer in made:
+            optimizer.param_groups[0]["lr"] = 0.5 if step < 5 else 0.01
+
+    check(Base, n, optimizer=make, before=slow_down)
+
+
+class Distribution(nn.Linear):
+    def __init__(self):
+        super().__init__(LENGTH, CLASSES)
+
+    def forward(self, x):
+        return torch.distributions.Categorical(logits=super().forward(x))
+
+
+@pytest.mark.filterwarnings("ignore:.*one seed after the other", "ignore:training steps are not replayed")
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_model_may_answer_with_a_distribution(n):
+    x, y = (t[0].numpy() for t in draw_batches(1, 1)[0])
+    data = {"x": np.repeat(x, 100, 0), "y": np.repeat(y, 100, 0)}
+    found, plain = (
+        train(build, data, n, steps=3, batch_size=10, loss=loss)["train_loss"]
+        for build, loss in (
+            (Distribution, lambda out, y: -out.log_prob(y).mean()),
+            (lambda: nn.Linear(LENGTH, CLASSES), F.cross_entropy),
+        )
+    )
+    np.testing.assert_allclose(found[:, -1], plain[:, -1], rtol=1e-5)
+
+
+def test_a_model_that_looks_at_the_extremes_is_evaluated_on_all_at_once():
+    class Scaled(Base):
+        def forward(self, x):
+            return super().forward((x - x.min()) / (x.max() - x.min()))
+
+    stack = Stack(Scaled, [0])
+    x, y = torch.randn(1, 900, LENGTH), torch.randint(CLASSES, (1, 900))
+    x[0, 0, 0], x[0, 1, 0] = -100.0, 100.0  # among the first
+    out = stack.evaluate(lambda model, x: model(x), x)
+    assert evaluate(stack, x, y)[1] == accuracy(out, y)

@@ -20,7 +20,8 @@ from torch.overrides import TorchFunctionMode
 __all__ = [
     "Finder", "copy_module", "find_shared_memory", "freeze_function", "freeze_module", "freeze_tensors",
     "get_python_random", "has_forward_hooks", "has_hooks", "identify", "is_close", "keep_attributes",
-    "keep_function", "keep_random_state", "list_modules", "list_watched", "set_python_random",
+    "keep_function", "keep_random_state", "list_modules", "list_names", "list_watched", "names_autograd",
+    "set_python_random",
 ]  # fmt: skip
 
 INTERNAL = frozenset(vars(nn.Module()))
@@ -56,16 +57,21 @@ def keep_random_state():
             set_python_random(states)
 
 
-def _is_plain(value, depth=8):
-    """Whether a value holds no module and no tensor, so that a copy of a module may share it."""
+def _is_plain(value, depth=8, tensors=False):
+    """Whether a value holds no module and no tensor, so that a copy of a module may share it.
+
+    With `tensors` it may hold such as need no gradient, but be none.
+    """
     if isinstance(value, (*SIMPLE, *FUNCTIONS, torch.device, torch.dtype, np.ndarray, PurePath)):
         return True
+    if isinstance(value, torch.Tensor):
+        return tensors and depth < 8 and not value.requires_grad and not isinstance(value, nn.Parameter)
     if isinstance(value, (list, tuple, set, deque)):
-        return depth > 0 and all(_is_plain(v, depth - 1) for v in value)
+        return depth > 0 and all(_is_plain(v, depth - 1, tensors) for v in value)
     if isinstance(value, dict):
-        return depth > 0 and all(_is_plain(v, depth - 1) for pair in value.items() for v in pair)
+        return depth > 0 and all(_is_plain(v, depth - 1, tensors) for pair in value.items() for v in pair)
     is_object = hasattr(value, "__dict__") and not isinstance(value, BOUND)
-    return is_object and depth > 0 and _is_plain(vars(value), depth - 1)
+    return is_object and depth > 0 and _is_plain(vars(value), depth - 1, tensors)
 
 
 def _list_attributes(part):
@@ -84,7 +90,7 @@ def copy_module(module, share=False):
             if isinstance(value, torch.Tensor):
                 memo[id(value)] = value.detach().clone()
         if share:
-            memo |= {id(v): v for v in _list_attributes(part) if _is_plain(v)}
+            memo |= {id(v): v for v in _list_attributes(part) if _is_plain(v, tensors=True)}
     return copy.deepcopy(module, memo)
 
 
@@ -196,7 +202,7 @@ def _freeze(value, depth=2):
     if isinstance(value, types.ModuleType) and value.__name__.partition(".")[0] in ("torch", "numpy", "mnist1d"):
         return id(value)
     if depth and hasattr(value, "__dict__") and not isinstance(value, (*FUNCTIONS, *BOUND)):
-        return _freeze(vars(value), depth - 1)
+        return _freeze(vars(value), depth)
     return id(value)
 
 
@@ -219,12 +225,13 @@ def list_watched(module):
     kinds = {
         kind for part in own for kind in type(part).__mro__ if not kind.__module__.startswith(("torch.", "builtins"))
     }
-    named = [pair for kind in kinds for pair in vars(kind).items() if pair[0] != "__init__"]
-    functions = {f for _, f in named if isinstance(f, types.FunctionType)}
-    held = [v for part in own for v in _list_attributes(part) if not isinstance(v, (*SIMPLE, *FUNCTIONS, *BOUND))]
+    attributes = [value for part in own for value in _list_attributes(part)]
+    functions = {f for kind in kinds for f in _list_functions(kind)}
+    functions |= {v for v in attributes if isinstance(v, types.FunctionType)}
+    held = [v for v in attributes if not isinstance(v, (*SIMPLE, *FUNCTIONS, *BOUND))]
     return [
         *(functools.partial(freeze_function, f) for f in functions if any(map(_may_change, _read_names(f)))),
-        *(functools.partial(_freeze, v, 3) for v in held if _is_plain(v)),
+        *(functools.partial(_freeze, v, 3) for v in held if _is_plain(v, tensors=True)),
         *(functools.partial(_freeze, kind, 1) for kind in kinds if _list_class_values(kind)),
     ]
 
@@ -276,10 +283,30 @@ def list_modules(function):
     return list(dict.fromkeys(value for value in near if isinstance(value, nn.Module)))
 
 
+def _list_functions(kind):
+    """The functions that a class itself has, properties and static ones too, but for `__init__`."""
+    named = [(k, getattr(v, "fget", None) or getattr(v, "__func__", v)) for k, v in vars(kind).items()]
+    return [f for name, f in named if isinstance(f, types.FunctionType) and name != "__init__"]
+
+
 def _list_methods(kind):
     """The functions of a class and of those that it is made from, but for torch's and python's."""
     own = [k for k in kind.__mro__ if k.__module__.partition(".")[0] not in ("torch", "builtins", "mnist1d")]
-    return [f for k in own for name, f in vars(k).items() if isinstance(f, types.FunctionType) and name != "__init__"]
+    return [f for k in own for f in _list_functions(k)]
+
+
+def names_autograd(module, function):
+    """Whether forward passes or loss name what autograd knows of a tensor, which `vmap` does not tell as it is."""
+
+    def keep_own(found):
+        return {f for f in found if isinstance(f, types.FunctionType) and _may_change(f)}
+
+    parts = [part for m in [module, *list_modules(function)] for part in m.modules()]
+    methods = [f for part in parts for f in _list_methods(type(part))]
+    near = keep_own([*methods, function, getattr(function, "func", None), getattr(function, "__func__", None)])
+    for _ in range(3):  # and what these call
+        near |= keep_own([f for g in near for f in _read_names(g)])
+    return any({"requires_grad", "is_leaf", "Parameter"} & {*list_names(f.__code__)} for f in near)
 
 
 def freeze_function(function, depth=3):
@@ -318,9 +345,16 @@ def identify(function):
     return key
 
 
+@functools.lru_cache(1000)
+def list_names(code):
+    """What a function names, and what is defined within it."""
+    inner = [name for c in code.co_consts if isinstance(c, types.CodeType) for name in list_names(c)]
+    return tuple(dict.fromkeys([*code.co_names, *inner]))
+
+
 def _read_names(function):
     """The values of the closure, the defaults and the globals that a function names."""
-    names = [name for name in function.__code__.co_names if name in function.__globals__]
+    names = [name for name in list_names(function.__code__) if name in function.__globals__]
     defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     given = [*_read_cells(function), *(value for value in defaults if not isinstance(value, SIMPLE))]
     return given + [function.__globals__[name] for name in names]

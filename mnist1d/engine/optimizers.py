@@ -50,7 +50,8 @@ class Optimizers:
         for i in range(len(modules)):
             with random_of(i):
                 each.append(self._build(i))
-        self._each = each  # for when a shared one is split
+        self._each = each  # for when a shared one is split, or an option of theirs changed by whoever made them
+        self._made = [] if isinstance(optimizer, str) else [[dict(g) for g in opt.param_groups] for opt in each]
         self._shared = not np.ndim(learning_rate) and self._can_share(each)
         if self._shared:
             whole = {id(p): params[name] for name, p in modules[0].named_parameters()}
@@ -146,6 +147,12 @@ class Optimizers:
         random_of : callable
             As above.
         """
+        if self._shared and any(opt.param_groups != made for opt, made in zip(self._each, self._made, strict=False)):
+            now = [[dict(group) for group in opt.param_groups] for opt in self._each]
+            self.split()
+            for opt, groups, made in zip(self._each, now, self._made, strict=True):
+                for group, new, old in zip(opt.param_groups, groups, made, strict=True):
+                    group |= {name: value for name, value in new.items() if value != old[name]}
         for opt, rates, last in zip(self._optimizers, self._rates, self._last, strict=True):
             for j, group in enumerate(opt.param_groups):
                 if "lr" in group:
