@@ -611,6 +611,7 @@ class Stack:
 
     def _find_difference(self, batch, plain, names, after, fresh):
         """What keeps the first batch from being computed together, as text; empty if nothing does."""
+        function = self.objective or self.loss
         try:
             with keep_attributes([self._template]):
                 python = self._get_python_state()
@@ -621,7 +622,8 @@ class Stack:
             self._watched = list_watched(self._template)
             same = self._used == names
             is_near = self._agree(together, plain, self.buffers, after[0])
-            if not is_near or names_autograd(self._template, self.objective or self.loss):  # a small term may be lost
+            is_single = any(p.dtype in SINGLE for p in self.params.values())
+            if not is_near or (is_single and names_autograd(self._template, function)):  # a small term may be lost
                 is_near = self._agree_in_double(batch, fresh)
             same &= is_near
             same &= all(torch.equal(a, b) for a, b in zip(self._rng, after[1], strict=True))
