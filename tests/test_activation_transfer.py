@@ -42,15 +42,13 @@ def test_a_stack_of_seeds_equals_the_plain_loop(cells, monkeypatch):
         np.testing.assert_allclose(stack["loss"][i, 0], test_loss, rtol=1e-3)
 
 
-def test_the_packages_function_is_of_the_kind_that_was_learned():
-    """That of five earlier meta-seeds, on which the results of the transfer rest: as near as one seed to another."""
+def test_the_published_function_is_the_one_that_was_learned():
     function = load_results("metalearn_activation")["numbers"]["function"]
     x = torch.tensor(function["x"], requires_grad=True)
     y = learned_activation(x)
-    np.testing.assert_allclose(y.detach(), function["f"], atol=0.27)
+    np.testing.assert_allclose(y.detach(), function["f"], atol=0.05)
     (slope,) = torch.autograd.grad(y.sum(), x)
-    turns = [(slope.sign().diff() != 0).sum().item(), (np.diff(np.sign(np.diff(function["f"]))) != 0).sum()]
-    assert slope.isfinite().all() and turns == [2, 2]
+    assert slope.isfinite().all()
 
 
 def test_the_file_of_the_learned_function_is_enough_to_compute_it():
