@@ -82,6 +82,11 @@ class _Objective(nn.Module):
         return self.objective(self.module, *batch)
 
 
+def _copy(batch):
+    """A batch to write on; an axis that all models share is copied once."""
+    return [t[:1].clone().expand_as(t) if t.stride(0) == 0 else t.clone() for t in batch]
+
+
 class Stack:
     """Models of one architecture, one per seed, and their optimiser: all that a training loop needs.
 
@@ -277,9 +282,6 @@ class Stack:
                 own[i].copy_(buffer.detach())
                 owner, _, leaf = name.rpartition(".")
                 self.modules[i].get_submodule(owner)._buffers[leaf] = own[i]
-
-    def _pair_buffers(self, module):
-        return [(buffer, self.buffers[name]) for name, buffer in module.named_buffers()]
 
     def state_dict(self):
         """All that decides how training goes on, copied: models, optimiser, generators. For a checkpoint."""
@@ -525,7 +527,7 @@ class Stack:
 
     def _run_on_copy(self, batch):
         """The same, and whether a model writes on its batch."""
-        own = [t[:1].clone().expand_as(t) if t.stride(0) == 0 else t.clone() for t in batch]
+        own = _copy(batch)
         versions = [t._version for t in own]
         results = self._run_together(own)
         self._writes_batch |= versions != [t._version for t in own]
@@ -569,7 +571,7 @@ class Stack:
             reason = "the module changes parameters in its forward pass"
         elif {name for name, _ in module.named_buffers()} != self.buffers.keys():
             reason = "a buffer of the module begins as None"
-        elif any((b.shape, b.dtype) != (b0.shape[1:], b0.dtype) for b, b0 in self._pair_buffers(module)):
+        elif any((b.shape, b.dtype) != (before[0][n].shape[1:], before[0][n].dtype) for n, b in module.named_buffers()):
             reason = "a buffer of the module changes its shape or type"
         elif len(self) > 1 and (finder.padding or _has_padding(module)):
             reason = "vmap gives the padding of an embedding a gradient"
@@ -880,8 +882,8 @@ class Stack:
         self._template.eval()
         random_states = torch.get_rng_state(), get_python_random()
         for _ in range(ATTEMPTS):
-            # What a function does to its batch in place stays here; an axis that all models share is copied once.
-            own = [t[:1].clone().expand_as(t) if t.stride(0) == 0 else t.clone() for t in batch]
+            # What a function does to its batch in place stays here.
+            own = _copy(batch)
             try:
                 with self._draws or nullcontext():
                     together, _ = self._call(function, self.params, copy.deepcopy(self.buffers), *own)
