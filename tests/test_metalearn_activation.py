@@ -110,7 +110,7 @@ def test_another_network_or_optimiser_is_a_change_of_one_cell(act, change):
     (expected, grad), (found, table_grad) = (differentiate(act, tabulated, steps=5) for tabulated in (False, True))
     assert abs(found - expected) < 1e-5
     assert (table_grad - grad).norm() < 1e-3 * grad.norm()
-    history = act["metalearn"]({"reuse": False, "discount": 1.0}, 0)
+    history = act["metalearn"]({"reuse": False, "discount": 1.0}, [0])
     assert all(np.isfinite(values).all() for values in history.values())
 
 
@@ -135,14 +135,14 @@ def test_reused_networks_are_the_same_in_every_outer_step(act):
         seen.append(seed), (1.0, [torch.zeros_like(p) for p in activation.parameters()])
     )[1]  # fmt: skip
     for reuse in (True, False):
-        act["metalearn"]({"reuse": reuse, "discount": 1.0}, 2)
+        act["metalearn"]({"reuse": reuse, "discount": 1.0}, [2])
     assert len(set(seen[:3])) == 1
     assert len(set(seen[3:])) == 3
 
 
 def test_outer_loop_records_and_clips(act):
     act["OUTER_RATE"] = 1e6  # a step whose size the clipping alone decides
-    history = act["metalearn"]({"reuse": True, "discount": 1.0}, 0)
+    history = act["metalearn"]({"reuse": True, "discount": 1.0}, [0])
     assert {k: v.shape for k, v in history.items() if k != "weights"} == {
         "objective": (1, 3), "norm": (1, 3), "val_acc": (1, 3), "test_acc": (1, 3)}  # fmt: skip
     assert np.abs(history["weights"][0, 1] - history["weights"][0, 0]).max() <= 2 * 1e6 * act["CLIP"] * 1.001
@@ -150,7 +150,7 @@ def test_outer_loop_records_and_clips(act):
 
 def test_a_gradient_that_is_not_finite_ends_the_run(act):
     act["meta_gradient"] = lambda activation, *_: (1.0, [torch.full_like(p, np.nan) for p in activation.parameters()])
-    history = act["metalearn"]({"reuse": False, "discount": 1.0}, 0)
+    history = act["metalearn"]({"reuse": False, "discount": 1.0}, [0])
     assert np.isfinite(history["val_acc"][0, 0]) and np.isnan(history["val_acc"][0, 1:]).all()
 
 
