@@ -18,30 +18,34 @@ def tabulate(
 
     The function and its first two derivatives are computed once, in the centres of all cells. What reads them can be
     differentiated twice by its argument and, unless `frozen`, by the parameters of the function. The error is that of
-    Taylor's formula, half a cell from its centre: 5e-6 of a meta-gradient with the default cells.
+    Taylor's formula, half a cell from its centre.
 
     Parameters
     ----------
     function
         Takes and gives (cell,). A kink is exact where two cells meet, as at zero with an even number of cells.
     cells : int
-        Cells of equal width on [-limit, limit]. Outside the function goes on as a straight line.
+        Cells of equal width on [-limit, limit].
     limit : float
+        Beyond it the function goes on as a straight line.
     frozen : bool
         Whether the graph from the table to the parameters of the function is cut.
 
     Returns
     -------
     callable
-        Reads the table at a tensor of any shape. NaN stays NaN.
+        Reads the table at a tensor of any shape. NaN stays NaN, and an infinite number becomes NaN.
     """
     centres = (((torch.arange(cells) + 0.5) * 2 / cells - 1) * limit).to(get_device()).requires_grad_()
+
+    def differentiate(y):
+        if not y.requires_grad:  # of a constant
+            return torch.zeros_like(centres)
+        return torch.autograd.grad(y.sum(), centres, create_graph=True, materialize_grads=True)[0]
+
     value = function(centres)
-    (slope,) = torch.autograd.grad(value.sum(), centres, create_graph=True)
-    if slope.requires_grad:
-        (curvature,) = torch.autograd.grad(slope.sum(), centres, create_graph=True, materialize_grads=True)
-    else:  # of a linear function
-        curvature = torch.zeros_like(slope)
+    slope = differentiate(value)
+    curvature = differentiate(slope)
     curvature = torch.cat([0 * curvature[:1], curvature[1:-1], 0 * curvature[-1:]])  # straight lines go on outside
     table = [t.detach() if frozen else t for t in (value, slope, curvature)]
 
