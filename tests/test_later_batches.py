@@ -773,3 +773,27 @@ def test_a_model_that_looks_at_the_extremes_is_evaluated_on_all_at_once():
     x[0, 0, 0], x[0, 1, 0] = -100.0, 100.0  # among the first
     out = stack.evaluate(lambda model, x: model(x), x)
     assert evaluate(stack, x, y)[1] == accuracy(out, y)
+
+
+def test_rounding_is_told_from_a_difference_where_a_model_draws_its_own_noise():
+    """The comparison in double precision that tells them apart has drawn in single precision, and could not be made."""
+
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(LENGTH, CLASSES)
+            self.register_buffer("blur", torch.eye(LENGTH).roll(1, 0) / 2)
+
+        def forward(self, x):
+            return self.linear(x + 0.1 * torch.randn(x.shape) @ self.blur)
+
+    def with_a_gradient_that_cancels(model, x, y):
+        weight = model.linear.weight
+        zero = (x @ weight.T).sum() - (x.sum(0) @ weight.T).sum()
+        return F.cross_entropy(model(x), y) + 1e4 * zero
+
+    stack = Stack(Noisy, range(3), objective=with_a_gradient_that_cancels, optimizer=make_sgd)
+    for batch in draw_batches(3, 4):
+        stack.backward(*batch)  # with a warning where the models part
+        stack.step()
+    assert torch.get_default_dtype() == torch.float32

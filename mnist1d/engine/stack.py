@@ -694,7 +694,9 @@ class Stack:
         twin._draws = None if self._draws is None else Draws(twin._rng)
         twin._python_rng, twin._flags = list(self._python_rng), dict(self._flags)
         batch = [t.double() if t.is_floating_point() else t for t in batch]
+        default = torch.get_default_dtype()
         try:
+            torch.set_default_dtype(torch.float64)  # of what is drawn or made on the way
             twin.modules = [module.double() for module in fresh]
             twin.params, twin.buffers = twin._stack("named_parameters"), twin._stack("named_buffers")
             twin._template = copy_module(self.modules[0], share=True).double()
@@ -707,6 +709,8 @@ class Stack:
             return twin._agree(twin._run_together(batch), plain, twin.buffers, after[0], least)
         except Exception:  # a module or loss that knows single precision only, or itself
             return otherwise
+        finally:
+            torch.set_default_dtype(default)
 
     def _explain(self, reason, losses):
         if len(self) > 1:
