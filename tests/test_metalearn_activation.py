@@ -17,16 +17,17 @@ def act(notebook):
     return notebook("metalearn_activation", data=data, **small)
 
 
-def differentiate(act, tabulated, discount=1.0, steps=9):
-    activation = act["make_activation"](0)
+def differentiate(act, tabulated, discount=1.0, steps=9, layers=2):
+    activation = act["make_activation"](0, layers)
     function = act["tabulate"](activation, frozen=False) if tabulated else activation
     objective, grads = act["meta_gradient"](activation, function, 3, discount, steps)
     return objective, torch.cat([g.flatten() for g in grads])
 
 
-@pytest.mark.parametrize("discount", [1, 0.8])
-def test_table_gives_the_meta_gradient_of_the_network(act, discount):
-    (expected, grad), (found, table_grad) = (differentiate(act, tabulated, discount) for tabulated in (False, True))
+@pytest.mark.parametrize(("layers", "discount"), [(1, 1), (2, 1), (2, 0.8)])
+def test_table_gives_the_meta_gradient_of_the_network(act, layers, discount):
+    pair = (differentiate(act, tabulated, discount, layers=layers) for tabulated in (False, True))
+    (expected, grad), (found, table_grad) = pair
     assert abs(found - expected) < 1e-5
     assert (table_grad - grad).norm() < 1e-4 * grad.norm()
 
@@ -36,7 +37,7 @@ def test_meta_gradient_is_the_slope_of_the_objective(act):
     try:
         act["get_examples"] = lambda split="": (
             torch.tensor(act["data"]["x" + split]), torch.tensor(act["data"]["y" + split]))  # fmt: skip
-        activation = act["make_activation"](0)
+        activation = act["make_activation"](0, 2)
         _, grads = act["meta_gradient"](activation, activation, 3)
         bias, h = activation.offset[4].bias, 1e-5
         values = []
@@ -118,7 +119,7 @@ def test_another_network_or_optimiser_is_a_change_of_one_cell(act, change):
     assert abs(found - expected) < 1e-5
     assert (table_grad - grad).norm() < 1e-3 * grad.norm()
     for discount in (1.0, 0.9):
-        history = act["metalearn"]({"reuse": False, "discount": discount}, [0])
+        history = act["metalearn"]({"layers": 1, "reuse": False, "discount": discount}, [0])
         assert all(np.isfinite(values).all() for values in history.values())
 
 
@@ -143,14 +144,14 @@ def test_reused_networks_are_the_same_in_every_outer_step(act):
         seen.append(seed), (1.0, [torch.zeros_like(p) for p in activation.parameters()])
     )[1]  # fmt: skip
     for reuse in (True, False):
-        act["metalearn"]({"reuse": reuse, "discount": 1.0}, [2])
+        act["metalearn"]({"layers": 2, "reuse": reuse, "discount": 1.0}, [2])
     assert len(set(seen[:3])) == 1
     assert len(set(seen[3:])) == 3
 
 
 def test_outer_loop_records_and_clips(act):
     act["OUTER_RATE"] = 1e6  # a step whose size the clipping alone decides
-    history = act["metalearn"]({"reuse": True, "discount": 1.0}, [0])
+    history = act["metalearn"]({"layers": 2, "reuse": True, "discount": 1.0}, [0])
     assert {k: v.shape for k, v in history.items() if k != "weights"} == {
         "objective": (1, 3), "norm": (1, 3), "val_acc": (1, 3), "test_acc": (1, 3)}  # fmt: skip
     assert np.abs(history["weights"][0, 1] - history["weights"][0, 0]).max() <= 2 * 1e6 * act["CLIP"] * 1.001
@@ -158,7 +159,7 @@ def test_outer_loop_records_and_clips(act):
 
 def test_a_gradient_that_is_not_finite_ends_the_run(act):
     act["meta_gradient"] = lambda activation, *_: (1.0, [torch.full_like(p, np.nan) for p in activation.parameters()])
-    history = act["metalearn"]({"reuse": False, "discount": 1.0}, [0])
+    history = act["metalearn"]({"layers": 1, "reuse": False, "discount": 1.0}, [0])
     assert np.isfinite(history["val_acc"][0, 0]) and np.isnan(history["val_acc"][0, 1:]).all()
 
 
@@ -172,3 +173,16 @@ def test_extrema_are_where_the_function_turns(act):
     act["grid"] = np.linspace(-5, 5, 1001)
     found = act["find_extrema"](np.sin(act["grid"]))
     np.testing.assert_allclose(found, [-1.5 * np.pi, -0.5 * np.pi, 0.5 * np.pi, 1.5 * np.pi], atol=0.02)
+
+
+@pytest.mark.parametrize(("function", "turns"), [(lambda x: x.clip(0), 0), (lambda x: abs(x).clip(1), 1)])
+def test_a_flat_piece_is_no_turn(act, function, turns):
+    act["grid"] = np.linspace(-5, 5, 1001)
+    assert len(act["find_extrema"](function(act["grid"]))) == turns
+
+
+@pytest.mark.parametrize("layers", [0, 1, 2, 3])
+def test_the_offset_has_as_many_hidden_layers_as_it_is_told(act, layers):
+    activation = act["make_activation"](0, layers)
+    assert sum(isinstance(part, nn.Linear) for part in activation.offset) == layers + 1
+    assert activation(torch.zeros(3, 4)).shape == (3, 4)
