@@ -12,6 +12,7 @@ post of 2020; S, *Training Networks in Random Subspaces*, 2017.
 import hashlib
 import json
 import math
+import numbers
 import re
 import sys
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import numpy as np
 from scipy import stats
 
 from mnist1d import data, settings
+from mnist1d.transform import require
 
 __all__ = [
     "CLAIMS",
@@ -272,11 +274,19 @@ def confidence_interval(values, level=0.95):
     ----------
     values : array, shape (seed,)
     level : float
+        Between 0 and 1.
 
     Returns
     -------
     tuple of float
+
+    Raises
+    ------
+    ValueError
+        If `level` lies outside, or there is no value.
     """
+    require(isinstance(level, numbers.Real) and 0 < level < 1, "level", level, "a number between 0 and 1")
+    require(np.ndim(values) == 1 and len(values) > 0, "values", values, "one number for each seed")
     n, mean = len(values), float(np.mean(values))
     half = (
         float(stats.t.ppf((1 + level) / 2, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else math.nan

@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import numbers
+import os
 import pickle
 import time
 import types
@@ -29,10 +30,10 @@ from torch.nn import functional as F
 
 from mnist1d.claims import confidence_interval
 from mnist1d.data import draw_validation, make_dataset
-from mnist1d.engine.checks import list_names
+from mnist1d.engine.checks import list_globals
 from mnist1d.settings import get_device
-from mnist1d.training import Stack, evaluate, fit, list_seeds, split_tensors, sweep
-from mnist1d.transform import check_integer, require
+from mnist1d.training import Stack, check_labels, evaluate, fit, split_tensors, sweep
+from mnist1d.transform import check_integer, list_seeds, require
 from mnist1d.utils import open_for_rename
 
 __all__ = ["Comparison", "Comparisons", "compare", "judge_difference"]
@@ -54,6 +55,12 @@ def _power(mean, sd, n, margin, level):
     return max(differs, low + high - 1)
 
 
+def check_margin(margin):
+    """A ValueError unless the margin is a finite number of at least 0."""
+    good = isinstance(margin, numbers.Real) and 0 <= margin < math.inf
+    require(good, "margin", margin, "a finite number of at least 0")
+
+
 def judge_difference(difference, margin=0.5, level=0.95):
     """What paired differences say.
 
@@ -64,7 +71,7 @@ def judge_difference(difference, margin=0.5, level=0.95):
     margin : float
         The largest difference that does not matter, points.
     level : float
-        Of the interval.
+        Of the interval, between 0 and 1.
 
     Returns
     -------
@@ -73,7 +80,16 @@ def judge_difference(difference, margin=0.5, level=0.95):
     needed : int or None
         How many *new* seeds would decide what is undecided, four times in five, were mean and spread the true ones.
         Adding seeds to the old ones and judging again, until something shows, finds what is not there.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two differences, or one is no finite number.
     """
+    difference = np.asarray(difference)
+    good = difference.ndim == 1 and difference.size > 1 and difference.dtype.kind in "iuf"
+    require(good and np.isfinite(difference).all(), "difference", difference, "two or more finite numbers")
+    check_margin(margin)
     mean, low, high = confidence_interval(difference, level)
     if -margin <= low and high <= margin:
         return "equivalent", None
@@ -237,9 +253,9 @@ def _digest(value):
         return f"{value.dtype} {getattr(value, 'layout', '')}"
 
 
-def _describe(value, depth=12, seen=None):
+def _describe(value, depth=60, seen=None):
     """What a value is and holds; of the functions and classes that a user wrote, what they do, as far as text tells."""
-    seen = {} if seen is None else seen  # by id; each is described once
+    seen = {} if seen is None else seen  # by id: its number and itself; each is described once
     name = getattr(value, "__qualname__", type(value).__qualname__)
     is_code = isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType))
     if isinstance(value, (bool, int, float, complex, str, bytes, np.generic, type(None))):
@@ -247,15 +263,17 @@ def _describe(value, depth=12, seen=None):
     if isinstance(value, (np.ndarray, torch.Tensor)):
         return _digest(value)
     is_known = is_code and (value.__module__ or "").split(".")[0] in LIBRARIES
-    if not depth or id(value) in seen or is_known or isinstance(value, types.ModuleType):
+    if not depth or is_known or isinstance(value, types.ModuleType):
         return name
-    seen[id(value)] = value
+    if id(value) in seen:
+        return f"{name} {seen[id(value)][0]}"
+    seen[id(value)] = len(seen), value
     if isinstance(value, functools.partial):
         parts = [value.func, *value.args, value.keywords]
     elif isinstance(value, (list, tuple)):
         parts = value
     elif isinstance(value, (set, frozenset)):
-        parts = sorted(_describe(part, depth - 1, seen) for part in value)
+        parts = sorted(_describe(part, depth - 1, dict(seen)) for part in value)  # in whatever order they come
     elif isinstance(value, Mapping):
         parts = [part for item in value.items() for part in item]
     elif isinstance(value, types.CodeType):
@@ -267,14 +285,32 @@ def _describe(value, depth=12, seen=None):
     elif isinstance(value, (property, staticmethod, classmethod)):
         parts = [getattr(value, "fget", None) or value.__func__]
     elif isinstance(value, types.FunctionType):
-        read = [value.__globals__.get(name) for name in list_names(value.__code__)]
+        read = list_globals(value)
         parts = [value.__code__, value.__defaults__, value.__kwdefaults__, value.__closure__, read]
     elif isinstance(value, type):
         parts = [*value.__bases__, dict(vars(value))]
     else:
-        slots = [getattr(value, slot, None) for slot in getattr(type(value), "__slots__", ()) if slot != "__dict__"]
-        parts = [type(value), getattr(value, "__dict__", None), *slots]
+        slots = [getattr(kind, "__slots__", ()) for kind in type(value).__mro__]
+        names = [slot for group in slots for slot in ([group] if isinstance(group, str) else group)]
+        held = [getattr(value, slot, None) for slot in names if slot != "__dict__"]
+        held += [vars(value)] if hasattr(value, "__dict__") else []
+        try:  # a range, a deque, a generator: what it would be made again from
+            made_of = [] if held else value.__reduce_ex__(4)
+        except Exception:  # whatever an object may say to that
+            made_of = []
+        held += [list(part) if isinstance(part, Iterator) else part for part in made_of]
+        parts = [type(value), *held]
     return f"{name}({', '.join(_describe(part, depth - 1, seen) for part in parts)})"
+
+
+def _check_cache(folder):
+    """Make the folder, or a ValueError before work starts."""
+    if folder is not None:
+        require(isinstance(folder, (str, os.PathLike)), "cache", folder, "the path of a folder")
+        try:
+            Path(folder).expanduser().mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"cache={str(folder)!r}: must be a folder, or a place for one ({error})") from None
 
 
 def _remember(folder, key, compute):
@@ -288,9 +324,11 @@ def _remember(folder, key, compute):
             warnings.warn(f"cache: {path} is damaged and computed again", stacklevel=2)
     result = compute()
     if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open_for_rename(path, "w") as file:
-            json.dump(result, file)
+        try:
+            with open_for_rename(path, "w") as file:
+                json.dump(result, file)
+        except OSError as error:  # a full disk takes no result with it
+            warnings.warn(f"cache: {path} cannot be written ({error})", stacklevel=2)
     return result
 
 
@@ -321,6 +359,8 @@ def _measure(arm, data, seeds, splits, rates=None):
     params = Stack(arm["build"], seeds[:1], example=example).params.values()
     parameters = sum(p.numel() for p in params if p.requires_grad)
     size = 1 if parameters > LARGE and get_device().type == "cpu" else len(seeds)
+    if rates is None and np.ndim(arm.get("learning_rate")):  # one for each seed
+        rates = list(arm["learning_rate"])
     scores, used, diverged, chance = [[] for _ in splits], 0.0, [], 100 / len(np.unique(np.asarray(data["y"])))
     for i in range(0, len(seeds), size):
         start = time.thread_time()
@@ -343,7 +383,8 @@ def _fingerprint(arm, data):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         short = {**arm, "steps": min(arm["steps"], 3), "batch_size": min(arm.get("batch_size", 100), len(first["x"]))}
-        stack, history = _train(short, first, [0])
+        rates = list(arm["learning_rate"])[:1] if np.ndim(arm.get("learning_rate")) else None
+        stack, history = _train(short, first, [0], rates)
     out = stack.evaluate(lambda model, x: model(x), *split_tensors(first, "", 1, get_device())[:1])
     settings = sorted((k, _describe(v)) for k, v in arm.items() if k != "device")
     schedule = [arm["schedule"](step) for step in range(arm["steps"])] if arm.get("schedule") else []
@@ -399,14 +440,20 @@ def _check_arms(arms, tune, budget):
     """Each arm's arguments of :func:`fit` and its own grid."""
     known, checked = set(inspect.signature(fit).parameters) - {"data", "seeds", "eval_every", "state"}, {}
     require(isinstance(arms, Mapping) and len(arms) > 0, "arms", arms, "a dict of name to arm, of at least one")
+    require(tune is None or isinstance(tune, Mapping), "tune", tune, "a dict of argument to values")
     tune = {k: list(v) if isinstance(v, Iterator) else v for k, v in (tune or {}).items()}  # for every arm
     for name, arm in arms.items():
         arm = dict(arm) if isinstance(arm, Mapping) else {"build": arm}
         grid = arm.pop("tune", tune) or {}
+        require(isinstance(grid, Mapping), f"tune of the arm {name!r}", grid, "a dict of argument to values")
         for k, values in grid.items():
             good = isinstance(values, Iterable) and not isinstance(values, (str, Mapping))
             require(good, f"tune[{k!r}]", values, "a sequence of values")
         grid = {k: list(values) for k, values in grid.items()}
+        for rate in grid.get("learning_rate", ()):
+            require(np.ndim(rate) == 0 and rate is not None, "tune['learning_rate']", rate, "numbers")
+        if np.ndim(arm.get("learning_rate")) and _has_choice(grid):
+            raise ValueError(f"arms: {name!r} has a learning rate for each seed; must have one, as {[*grid]} is tuned")
         bad = sorted((arm.keys() | grid.keys()) - known)
         if bad or not callable(arm.get("build", (grid.get("build") or [None])[0])):
             rule = f"`build`, which makes a model, and arguments of train: {', '.join(sorted(known - {'build'}))}"
@@ -442,6 +489,8 @@ def _try_arms(checked, data, validation, seeds):
                     warnings.filterwarnings("ignore", ".*diverged")
                     stack, _ = _train(tried, some, seeds if np.ndim(tried.get("learning_rate")) else seeds[:2])
                 _score(stack, some["x"][:2], some["y"][:2])
+                for split in ("", "_test"):
+                    check_labels(stack, split_tensors(some, "", len(stack), get_device())[0], data[f"y{split}"], split)
             except ValueError as error:
                 raise ValueError(f"arms: {name!r}: {error}") from error
             except Exception as error:
@@ -467,7 +516,8 @@ def _is_dataset(item):
 
 def _list_datasets(data):
     """Name to dataset, and whether there may be several."""
-    several = True
+    several, rule = True, "a dataset, make_dataset's arguments, or several of either"
+    require(not isinstance(data, (str, bytes, os.PathLike)), "data", data, rule)
     if isinstance(data, Mapping) and not _is_dataset(data) and any(isinstance(v, Mapping) for v in data.values()):
         named = list(data.items())
     elif isinstance(data, Iterable) and not isinstance(data, Mapping):
@@ -487,8 +537,14 @@ def _list_datasets(data):
     for name, item in datasets.items():
         if lacking := [k for k in ("x", "y", "x_test", "y_test") if k not in item or not len(item[k])]:
             raise ValueError(f"data: {name!r} has no {lacking}; must have examples to train and to test on")
-        kind = np.asarray(item["y"]).dtype
-        require(np.issubdtype(kind, np.integer), f"labels of {name!r}", str(kind), "integers, as accuracy is compared")
+        datasets[name] = item = {k: np.asarray(item[k]) for k in ("x", "y", "x_test", "y_test")}
+        for split in ("", "_test"):
+            kind, lengths = item[f"y{split}"].dtype, [len(item[f"{k}{split}"]) for k in "xy"]
+            rule = "integers, as accuracy is compared"
+            require(np.issubdtype(kind, np.integer), f"labels y{split} of {name!r}", str(kind), rule)
+            require(lengths[0] == lengths[1], f"lengths of x{split}, y{split} of {name!r}", lengths, "equal")
+        shapes = [item[k].shape[1:] for k in ("x", "x_test")]
+        require(shapes[0] == shapes[1], f"shapes of an example of x, x_test of {name!r}", shapes, "the same")
     return datasets, several
 
 
@@ -529,7 +585,7 @@ def compare(
         Largest difference that does not matter, points.
     cache : path-like, optional
         Folder that keeps what has ended, for a call that goes on after an interruption. An arm is known again by its
-        name, its arguments, what its functions do and hold, its schedule and the outcome of its first three steps:
+        name, its arguments, what its functions do, read and hold, its schedule and the outcome of its first three steps:
         empty the folder where one name means two arms that differ in none of these.
 
     Returns
@@ -548,9 +604,8 @@ def compare(
     """
     for name, value in (("budget", budget), ("tune_seeds", tune_seeds)):
         check_integer(value, name, 1, 10**9, "an integer of at least 1")
-    is_margin = isinstance(margin, numbers.Real) and 0 <= margin < math.inf
-    require(is_margin, "margin", margin, "a finite number of at least 0")
-    require(cache is None or not Path(cache).expanduser().is_file(), "cache", cache, "a folder")
+    check_margin(margin)
+    _check_cache(cache)
     is_fraction = isinstance(validation, numbers.Real) and 0 < validation < 1
     require(is_fraction, "validation", validation, "a number between 0 and 1")
     seeds, tuned_on = list_seeds(seeds), list(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + tune_seeds))

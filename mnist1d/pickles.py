@@ -64,14 +64,15 @@ def _read_dtype(code, *_):
 
 
 def _check_key(key, depth=3):
-    """Only what is quickly hashed: a hostile tuple, or a long integer in one, takes hours or the stack."""
+    """Only what is quickly hashed and compared: a hostile tuple, set or long integer takes hours or the stack."""
     if type(key) is tuple and depth and len(key) <= 16:
         for part in key:
             _check_key(part, depth - 1)
+    elif type(key) is frozenset:
+        nested = any(type(part) in (frozenset, tuple) for part in key)  # whose comparison may double with every level
+        _require(not nested, "refused: a set of sets or tuples as a key or in a set")
     else:
-        plain = type(key) in (str, bytes, int, float, complex, bool, type(None), frozenset) or isinstance(
-            key, np.generic
-        )
+        plain = type(key) in (str, bytes, int, float, complex, bool, type(None)) or isinstance(key, np.generic)
         _require(plain, f"refused: a {type(key).__name__} as a key or in a set")
         _require(type(key) is not int or key.bit_length() <= 1024, "refused: a long integer as a key or in a set")
 

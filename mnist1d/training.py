@@ -23,21 +23,9 @@ from tqdm.auto import tqdm
 from mnist1d.engine import ReplayError, Stack
 from mnist1d.engine.checks import is_close
 from mnist1d.settings import KEEP_MEMORY, get_device, get_jobs, measure_peak_memory, note_peak_memory
-from mnist1d.transform import check_integer, require
+from mnist1d.transform import check_integer, list_seeds, require
 
 __all__ = ["Stack", "SweepError", "accuracy", "batches", "early_stopped", "fit", "split_tensors", "sweep", "train"]
-
-
-def list_seeds(seeds: int | Sequence[int]) -> list[int]:
-    """The seeds 0 to n - 1 of an integer n, or those that are given; a ValueError where there are none."""
-    rule = "an integer of at least 1, or a sequence of integers from 0 to 2**32 - 1"
-    if isinstance(seeds, numbers.Integral):
-        return list(range(check_integer(seeds, "seeds", 1, 2**32 - 1, rule)))
-    require(isinstance(seeds, Iterable) and not isinstance(seeds, (str, bytes)), "seeds", seeds, rule)
-    seeds = list(np.atleast_1d(seeds) if isinstance(seeds, np.ndarray) else seeds)
-    good = [isinstance(s, numbers.Integral) and not isinstance(s, bool) and 0 <= s < 2**32 for s in seeds]
-    require(bool(seeds) and all(good), "seeds", seeds, rule)
-    return [int(seed) for seed in seeds]
 
 
 def list_datasets(data: dict | Sequence[dict]) -> list:
@@ -69,7 +57,7 @@ def split_tensors(
         Floating-point arrays take torch's default dtype, integers become int64; complex and bool stay.
         Views of one copy when all seeds share their data.
     """
-    datasets = list_datasets(data)
+    datasets, n_seeds = list_datasets(data), check_integer(n_seeds, "n_seeds", 1, 2**32 - 1, "an integer of at least 1")
     if len(datasets) not in (1, n_seeds):
         raise ValueError(f"data: {len(datasets)} datasets for {n_seeds} seeds; must be one, or one per seed")
     for d in datasets:
@@ -161,6 +149,8 @@ def batches(
         If `order` or `batch_size` cannot be.
     """
     seeds, n = list_seeds(seeds), x.shape[1]
+    for name, t in (("x", x), ("y", y)):
+        require(t.shape[:2] == (len(seeds), n), f"shape of {name}", tuple(t.shape), f"({len(seeds)}, {n}, ...)")
     if order not in ("cyclic", "shuffled"):
         raise ValueError(f"order={order!r}: must be 'cyclic' or 'shuffled'")
     check_integer(batch_size, "batch_size", 1, n, f"an integer from 1 to {n}, the number of training examples")
@@ -216,6 +206,26 @@ def evaluate(stack, x, y, chunk=500):
 
 def _is_logits(out):
     return out.ndim == 3 and out.shape[-1] > 1  # one number is no choice between classes
+
+
+def check_labels(stack, x, y, split=""):
+    """A ValueError where cross-entropy cannot take labels for the models' outputs; x [seed, n, ...] for these."""
+    loss = getattr(stack.loss, "func", stack.loss)  # of a partial
+    if loss is not F.cross_entropy and not isinstance(loss, torch.nn.CrossEntropyLoss):
+        return
+    out, y, name = stack.evaluate(_answer, x[:, :2]), torch.as_tensor(y), "y" + split
+    if not _is_logits(out) or y.is_complex():
+        return
+    shape = list(y.shape[-2:])
+    require(not (shape[-1] == 1 and out.shape[-1] > 1 and len(shape) == 2), f"shape of {name}", shape, "[example]")
+    if y.is_floating_point():
+        rule = "integers, the classes, or probabilities [example, class]; a regression has another loss"
+        require(y.shape[-1] == out.shape[-1] and y.ndim > 1, f"type of {name}", str(y.dtype), rule)
+        return
+    keywords = getattr(stack.loss, "keywords", None) or vars(stack.loss)
+    bad = y[(y != keywords.get("ignore_index", -100)) & ((y < 0) | (y >= out.shape[-1]))]
+    rule = f"from 0 to {out.shape[-1] - 1}, as a model has {out.shape[-1]} outputs"
+    require(not len(bad), f"labels {name}", sorted(set(bad.tolist()))[:5], rule)
 
 
 def fit(
@@ -285,6 +295,8 @@ def fit(
     in_worker = multiprocessing.current_process().name != "MainProcess"
     bar = tqdm(total=steps, desc="training", delay=10, leave=False, disable=True if in_worker else None)
     step = 0
+    for split, (xs, ys) in splits.items():
+        check_labels(stack, xs, ys[0] if ys.stride(0) == 0 else ys, "" if split == "train" else f"_{split}")
     while True:
         if step % eval_every == 0 or step == steps:
             bad = ~losses.isfinite() & (step > 0) & ~diverged
@@ -392,7 +404,14 @@ def early_stopped(history):
     Returns
     -------
     ndarray, shape (seed,), percent
+
+    Raises
+    ------
+    ValueError
+        If `history` lacks one of them.
     """
+    if lacking := sorted({"val_acc", "test_acc"} - history.keys()):
+        raise ValueError(f"history: has no {lacking}; must come of data with make_dataset's validation_split")
     val_acc = np.asarray(history["val_acc"])
     best = np.argmax(np.where(np.isnan(val_acc), -np.inf, val_acc), axis=1)
     return np.take_along_axis(history["test_acc"], best[:, None], 1)[:, 0]

@@ -1,8 +1,10 @@
 """A comparison answers rightly, tests once, goes on after an interruption, and chooses without the test set."""
 
+import collections
 import functools
 import subprocess
 import sys
+import types
 import warnings
 
 import joblib
@@ -270,7 +272,7 @@ def test_several_datasets_in_one_call():
     ("data", "message"),
     [([], r"data=\[\]: must be one"), ([{"seed": 1}, {"seed": 1}], "must be one dataset, or several that differ"),
      ({k: DATA[k] for k in ("x", "y")}, r"has no \['x_test', 'y_test'\]"), ({"train_split": 1.0}, "has no .*test"),
-     ({**DATA, "y": DATA["y"] + 0.5}, "labels of 'data'='float64': must be integers")],
+     ({**DATA, "y": DATA["y"] + 0.5}, "labels y of 'data'='float64': must be integers")],
 )  # fmt: skip
 def test_what_is_no_dataset_is_said_first(data, message):
     with pytest.raises(ValueError, match=message):
@@ -490,3 +492,104 @@ def test_large_models_are_trained_in_turn_with_the_same_result(monkeypatch):
     assert set(sizes) == {1} and in_turn.chosen == together.chosen
     for name, accuracy in together.accuracy.items():
         np.testing.assert_allclose(in_turn.accuracy[name], accuracy, atol=1.01)  # one of 100 examples
+
+
+HELPERS = types.ModuleType("helpers_of_a_user")
+
+
+class Dropping(torch.optim.SGD):
+    """Its rate falls after as many steps as a module of the user's says."""
+
+    taken = 0
+
+    def step(self, closure=None):
+        self.taken += 1
+        if self.taken > HELPERS.SWITCH:
+            self.param_groups[0]["lr"] = 1e-3
+        return super().step(closure)
+
+
+MILESTONES = range(10)
+ROUNDS = collections.deque([10])
+
+
+class StoppingAt(Dropping):
+    def step(self, closure=None):
+        HELPERS.SWITCH = len(MILESTONES) + ROUNDS[0]
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("place", ["module", "range", "deque"])
+def test_the_cache_sees_what_functions_read(place, tmp_path, monkeypatch):
+    optimizer = Dropping if place == "module" else StoppingAt
+    arms, options = {"a": {"build": MLP, "optimizer": lambda p: optimizer(p, lr=0.5)}}, SETTINGS | {"budget": 60}
+    found = []
+    for switch in (5, 55):
+        monkeypatch.setattr(HELPERS, "SWITCH", switch, raising=False)
+        if place == "range":
+            monkeypatch.setitem(globals(), "MILESTONES", range(switch))
+        if place == "deque":
+            monkeypatch.setitem(globals(), "ROUNDS", collections.deque([switch]))
+        cached, plain = (compare(arms, DATA, **options, cache=cache).accuracy["a"] for cache in (tmp_path, None))
+        np.testing.assert_array_equal(cached, plain)
+        found.append(plain)
+    assert not np.array_equal(*found)
+
+
+@pytest.mark.parametrize("folder", ["notes.txt/cache", "notes.txt", True])
+def test_a_cache_that_cannot_be_is_said_first(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"cache=.*must be"):
+        compare({"a": MLP}, DATA, **SETTINGS, cache=folder)
+    assert (tmp_path / "notes.txt").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_cache_that_takes_nothing_more_loses_no_result(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("mnist1d.comparison.open_for_rename", refuse)
+    with pytest.warns(UserWarning, match="no space left"):
+        result = compare({"a": MLP}, DATA, **SETTINGS, cache=tmp_path)
+    np.testing.assert_array_equal(result.accuracy["a"], compare({"a": MLP}, DATA, **SETTINGS).accuracy["a"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"x_test": DATA["x_test"][:, :39]}, r"shapes of an example of x, x_test.*\(40,\), \(39,\).*the same"),
+     ({"y_test": DATA["y_test"][:50]}, r"lengths of x_test, y_test.*\[100, 50\].*equal"),
+     ({"y_test": DATA["y_test"].astype(float)}, "labels y_test of 'data'='float64'"),
+     ({"y_test": DATA["y_test"] + 1}, r"'a': labels y_test=\[10\]: must be from 0 to 9"),
+     ({"y": DATA["y"] - 1}, r"'a': labels y=\[-1\]: must be from 0 to 9")],
+)  # fmt: skip
+def test_a_split_that_does_not_fit_is_said_before_the_training(change, message):
+    with pytest.raises(ValueError, match=message):
+        compare({"a": MLP}, {**DATA, **change}, **SETTINGS)
+
+
+def test_lists_are_data_too():
+    lists = {k: DATA[k].tolist() for k in ("x", "y", "x_test", "y_test")}
+    tuned = SETTINGS | {"tune": {"learning_rate": [1e-3, 1e-2]}}
+    with pytest.warns(UserWarning, match="edge"):
+        listed, plain = (compare({"a": MLP}, data, **tuned).accuracy["a"] for data in (lists, DATA))
+    np.testing.assert_array_equal(listed, plain)
+
+
+def test_rates_of_each_seed(tmp_path):
+    each = {"build": MLP, "learning_rate": [0.01, 0.02]}
+    cached, plain = (compare({"a": each}, DATA, **SETTINGS, cache=cache).accuracy["a"] for cache in (tmp_path, None))
+    np.testing.assert_array_equal(cached, plain)
+    with pytest.raises(ValueError, match="a learning rate for each seed"):
+        compare({"a": each}, DATA, **SETTINGS, tune={"clip": [0.5, 1.0]})
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "message"),
+    [([5.0], {}, "difference"), ([1.0, np.nan], {}, "difference"), (np.ones((3, 2)), {}, "difference"),
+     ([1.0, 2.0], {"level": 95}, "level=95: must be a number between 0 and 1"),
+     ([1.0, 2.0], {"margin": -1}, "margin=-1: must be")],
+)  # fmt: skip
+def test_what_cannot_be_judged_is_named(values, options, message):
+    with pytest.raises(ValueError, match=message):
+        judge_difference(values, **options)

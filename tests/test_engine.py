@@ -1,5 +1,6 @@
 """The engine at its edges: what it refuses, notices, keeps and restores."""
 
+import array
 import copy
 import functools
 import inspect
@@ -257,10 +258,16 @@ def test_a_coefficient_that_is_annealed_outside_is_noticed_at_once():
 class Hidden:
     """A number that cannot be seen from outside."""
 
-    __slots__ = ("value",)
-
     def __init__(self, value):
-        self.value = value
+        self._held = array.array("d", [value])
+
+    @property
+    def value(self):
+        return self._held[0]
+
+    @value.setter
+    def value(self, value):
+        self._held[0] = value
 
 
 def test_what_changes_late_is_noticed_at_its_first_step():

@@ -1,7 +1,11 @@
 """What a first batch does not show: whenever a difference begins, numbers are a plain loop's, or there is an error."""
 
+import functools
 import pickle
 import types
+from contextvars import ContextVar
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ from torch.nn import functional as F
 
 from mnist1d import compare
 from mnist1d.engine import Stack
+from mnist1d.engine.checks import freeze_function
 from mnist1d.training import accuracy, evaluate, fit, split_tensors, train
 from mnist1d.utils import set_seed
 from test_state import draw_batches, make_sgd
@@ -797,3 +802,88 @@ def test_rounding_is_told_from_a_difference_where_a_model_draws_its_own_noise():
         stack.backward(*batch)  # with a warning where the models part
         stack.step()
     assert torch.get_default_dtype() == torch.float32
+
+
+CONFIG = {"model": {"hidden": {"gain": 1.0}}}
+SPACE = SimpleNamespace(model=SimpleNamespace(hidden=SimpleNamespace(gain=1.0)))
+SETTINGS = types.ModuleType("settings_of_a_user")
+SETTINGS.TRAIN = {"noise": {"gain": 1.0}}
+VARIABLE = ContextVar("gain", default=1.0)
+LONG = dict.fromkeys(range(500), 1.0)
+WIDE = np.ones(20_000)
+
+
+class Held:
+    gains = (1.0,)
+
+    @staticmethod
+    def get():
+        return 1.0
+
+
+class Slotted:
+    __slots__ = ("gain",)
+
+
+class Narrower(Slotted):
+    __slots__ = ()
+
+
+SLOTS = Narrower()
+SLOTS.gain = 1.0
+
+# Where a number may be kept: how it is read and how it is set.
+PLACES = {
+    "nested dict": (lambda: CONFIG["model"]["hidden"]["gain"], CONFIG["model"]["hidden"].__setitem__, "gain"),
+    "namespace": (lambda: SPACE.model.hidden.gain, partial(setattr, SPACE.model.hidden), "gain"),
+    "module": (lambda: SETTINGS.TRAIN["noise"]["gain"], SETTINGS.TRAIN["noise"].__setitem__, "gain"),
+    "context": (VARIABLE.get, lambda _, value: VARIABLE.set(value), None),
+    "long dict": (lambda: LONG[400], LONG.__setitem__, 400),
+    "wide array": (lambda: float(WIDE[7]), WIDE.__setitem__, 7),
+    "tuple of a class": (lambda: Held.gains[0], lambda _, value: setattr(Held, "gains", (value,)), None),
+    "static method": (
+        lambda: 1.0 * Held.get(),
+        lambda _, value: setattr(Held, "get", staticmethod(lambda: value)),
+        None,
+    ),
+    "slot": (lambda: SLOTS.gain, partial(setattr, SLOTS), "gain"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*training goes on without it", "ignore:training steps are not replayed")
+@pytest.mark.parametrize("place", PLACES)
+def test_what_changes_for_one_step_is_seen_wherever_it_is_kept(place):
+    read, write, key = PLACES[place]
+
+    class Scaled(Base):
+        def forward(self, x):
+            return super().forward(x) * read()
+
+    def schedule(step):
+        write(key, 0.2 if step % 10 == 4 else 1.0)
+        return 1.0
+
+    try:
+        options = {"steps": 50, "batch_size": 10, "schedule": schedule}
+        ours, plain = (
+            train(Scaled, make_data(), 2, replay=replay, **options)["train_loss"] for replay in (None, False)
+        )
+    finally:
+        write(key, 1.0)
+    np.testing.assert_allclose(ours[:, -1], plain[:, -1], rtol=1e-4)
+
+
+def test_objects_that_hold_each_other_have_a_picture():
+    class Trainer:
+        pass
+
+    class Trained(Base):
+        def __init__(self):
+            super().__init__()
+            self.trainer = Trainer()
+            self.trainer.models, self.trainer.twin = [self], self.trainer
+
+    history = train(Trained, make_data(), 2, steps=5, batch_size=10)
+    assert np.isfinite(history["train_loss"][:, -1]).all()
+    chain = functools.reduce(lambda inner, _: [inner], range(5000), [])
+    assert freeze_function(lambda: chain) != freeze_function(lambda: chain)  # too long to be known as the same

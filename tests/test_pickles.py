@@ -132,6 +132,24 @@ def code_of_class_state(name, attribute):
 SCALAR = np.float64(0).__reduce__()[0]
 RECONSTRUCT = np.ones(2).__reduce__()[0]
 OBJECT_STATE = (3, "|", None, None, None, -1, -1, 63)
+
+
+def put(place):
+    return b"r" + place.to_bytes(4, "little") + b"0"
+
+
+def get(place):
+    return b"j" + place.to_bytes(4, "little")
+
+
+def build_tower(first):
+    """Frozensets that hold the two before; two such towers are equal, which 60 floors take years to find."""
+    tower = b"(K\x00\x91" + put(first) + b"(K\x01\x91" + put(first + 1)
+    for floor in range(first + 2, first + 60):
+        tower += b"(" + get(floor - 1) + get(floor - 2) + b"\x91" + put(floor)
+    return tower
+
+
 HOSTILE = {
     "a call": pickle.dumps(Reduced(os.system, "true")),
     "an object scalar of raw addresses": pickle.dumps(Reduced(SCALAR, dtype_with("O8", *OBJECT_STATE), b"\x10" * 8)),
@@ -179,6 +197,7 @@ HOSTILE = {
         b"(X" + (10**6).to_bytes(4, "little") + b"a" * 10**6 + b"q\x001"
         + b"(" + b"c_codecs\nencode\n(h\x00Vlatin1\ntR" * 1000 + b"t."
     ),
+    "two towers of sets": build_tower(0) + build_tower(1000) + b"(" + get(59) + get(1059) + b"\x91.",
     "a key of nested tuples": b"(d" + b"(" * 200_000 + b"t" * 200_000 + b"Ns.",
     "a key of a tuple of itself many times": b"(dI1\n" + b"\x85p0\n0g0\ng0\n\x86" * 60 + b"Ns.",
     "a key of long integers": pickle.dumps({(1 << 800_000, 1): None}),

@@ -1,19 +1,16 @@
 """Training: batches, histories, bad input. What modules compute is in test_zoo.py, sweeps are in test_sweep.py."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from mnist1d import make_dataset
 from mnist1d.models import MLP, Logistic
-from mnist1d.training import (
-    accuracy,
-    batches,
-    early_stopped,
-    fit,
-    split_tensors,
-    train,
-)
+from mnist1d.training import Stack, accuracy, batches, early_stopped, fit, split_tensors, train
 
 SEEDS = [3, 5, 8]
 
@@ -183,3 +180,52 @@ def test_arrays_that_cannot_be_written_are_taken_without_a_warning():
         value.flags.writeable = False  # as joblib hands large arrays to its workers
     x, _ = split_tensors(data, "", 2)
     assert torch.equal(x[1], torch.tensor(data["x"], dtype=torch.float32))
+
+
+SMOOTHED = partial(F.cross_entropy, label_smoothing=0.1)
+
+
+@pytest.mark.parametrize("loss", [F.cross_entropy, nn.CrossEntropyLoss(), SMOOTHED])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"y": lambda y: y + 1}, r"labels y=\[10\]: must be from 0 to 9, as a model has 10 outputs"),
+     ({"y_test": lambda y: y - 1}, r"labels y_test=\[-1\]: must be from 0 to 9"),
+     ({"y": lambda y: y.astype(float)}, "type of y='torch.float32': must be integers"),
+     ({"y": lambda y: y[:, None]}, "shape of y=.*must be")],
+)  # fmt: skip
+def test_labels_that_cross_entropy_cannot_take_are_named(data, loss, change, message):
+    changed = data | {name: f(data[name]) for name, f in change.items()}
+    with pytest.raises(ValueError, match=message):
+        train(MLP, changed, 2, steps=3, loss=loss)
+
+
+def test_labels_that_cross_entropy_can_take_are_taken(data):
+    ignored = data | {"y": np.where(np.arange(len(data["y"])) % 5, data["y"], -100)}
+    probabilities = data | {"y": np.eye(10)[data["y"]], "y_test": np.eye(10)[data["y_test"]]}
+    for some in (ignored, probabilities):
+        assert np.isfinite(train(MLP, some, 2, steps=3)["train_loss"][:, -1]).all()
+    own = data | {"y": np.where(np.arange(len(data["y"])) % 5, data["y"], 77)}
+    history = train(MLP, own, 2, steps=3, loss=nn.CrossEntropyLoss(ignore_index=77))
+    assert np.isfinite(history["train_loss"][:, -1]).all()
+
+
+def test_what_has_no_validation_split_is_not_stopped_early(data):
+    with pytest.raises(ValueError, match=r"history: has no \['val_acc'\].*validation_split"):
+        early_stopped(train(Logistic, {k: v for k, v in data.items() if "val" not in k}, 2, steps=3))
+
+
+def test_batches_and_tensors_name_what_does_not_fit(data):
+    x, y = split_tensors(data, "", 2)
+    with pytest.raises(ValueError, match=r"shape of x=.*must be \(3,"):
+        batches(x, y, 3, steps=1)
+    with pytest.raises(ValueError, match="shape of y="):
+        batches(x, y[:, :-1], 2, steps=1)
+    with pytest.raises(ValueError, match=r"n_seeds=range\(0, 5\): must be"):
+        split_tensors(data, "", range(5))
+
+
+def test_a_stack_takes_a_number_of_seeds_and_no_negative_norm():
+    stack = Stack(MLP, 3)
+    assert stack.seeds == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"max_norm=-1\.0: must be above 0"):
+        stack.clip(-1.0)

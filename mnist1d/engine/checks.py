@@ -4,11 +4,13 @@ import copy
 import functools
 import itertools
 import random
+import sys
 import types
 import zlib
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import PurePath
 
 import numpy as np
@@ -20,14 +22,17 @@ from torch.overrides import TorchFunctionMode
 __all__ = [
     "Finder", "copy_module", "find_shared_memory", "freeze_function", "freeze_module", "freeze_tensors",
     "get_python_random", "has_forward_hooks", "has_hooks", "identify", "is_close", "keep_attributes",
-    "keep_function", "keep_random_state", "list_modules", "list_names", "list_watched", "names_autograd",
-    "set_python_random",
+    "keep_function", "keep_random_state", "list_globals", "list_modules", "list_names", "list_watched",
+    "names_autograd", "set_python_random",
 ]  # fmt: skip
 
 INTERNAL = frozenset(vars(nn.Module()))
 FUNCTIONS = types.FunctionType, types.BuiltinFunctionType, type
 BOUND = types.MethodType, functools.partial, nn.Module, torch.Tensor  # these may lead back to the module
+LIBRARIES = "torch", "numpy", "math", "builtins", "mnist1d"
 SIMPLE = int, float, str, bytes, bool, complex, type(None), np.number
+
+MOST = 10_000  # things in a picture of what Python holds
 
 # Largest difference between two ways to compute a number, relative to the largest number of its kind in a model.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
@@ -171,24 +176,44 @@ def keep_function(function):
             buffer.copy_(value)
 
 
-def _freeze(value, depth=2):
-    """A comparable picture of what a value holds in Python: numbers, words, truth values, containers of them."""
-    if isinstance(value, (int, float, str, bool, complex, type(None), np.number)):
+def _freeze(value, seen=None):
+    """A comparable picture of what a value holds in Python and, where it is code of one's own, of what that reads.
+
+    `seen` holds what the picture has already.
+    """
+    if isinstance(value, SIMPLE):
         return value
     if isinstance(value, torch.Tensor):
         return id(value), value.data_ptr(), value._version
-    if depth and isinstance(value, (list, tuple, deque)):
-        return tuple(_freeze(v, depth - 1) for v in itertools.islice(value, 100))
-    if depth and isinstance(value, (set, frozenset)):
-        return frozenset(_freeze(v, depth - 1) for v in itertools.islice(value, 100))
-    if depth and isinstance(value, dict):
-        return tuple((str(k), _freeze(v, depth - 1)) for k, v in list(value.items())[:100])
+    if seen is None:
+        try:
+            return _freeze(value, {})
+        except RecursionError:  # a chain of hundreds of links
+            return object()
+    if id(value) in seen:
+        return "seen", seen[id(value)][0]
+    if len(seen) > MOST:  # it may always have changed
+        return object()
+    seen[id(value)] = len(seen), value  # held, so that nothing else gets its address
+
+    def every(values):
+        return tuple(_freeze(v, seen) for v in values)
+
+    if isinstance(value, (list, tuple, deque, set, frozenset, dict)):
+        items = value.items() if isinstance(value, dict) else value
+        if len(value) > MOST:
+            try:
+                return hash(tuple(items))
+            except TypeError:
+                return object()
+        parts = every(items)
+        return frozenset(parts) if isinstance(value, (set, frozenset)) else parts
     if isinstance(value, nn.Module):
-        return freeze_module(value)
-    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
-        return id(value), zlib.crc32(value.flat[:: 1 + value.size // 10_000])
-    if isinstance(value, type) and depth and not value.__module__.startswith("torch"):
-        return id(value), _list_class_values(value)
+        return freeze_module(value, seen=seen)
+    if isinstance(value, np.ndarray):
+        if value.dtype.hasobject:
+            return every(value.ravel().tolist())
+        return id(value), zlib.crc32(value.tobytes()) if value.nbytes < 2**22 else object()
     if isinstance(value, np.random.Generator):
         return str(value.bit_generator.state)
     if isinstance(value, random.Random):
@@ -199,11 +224,40 @@ def _freeze(value, depth=2):
         return repr(value)
     if isinstance(value, Iterator):  # where it stands cannot be seen: it may always have moved
         return object()
-    if isinstance(value, types.ModuleType) and value.__name__.partition(".")[0] in ("torch", "numpy", "mnist1d"):
+    if isinstance(value, ContextVar):
+        return every([value.get(None)])
+    if isinstance(value, functools.partial):
+        return every([value.func, value.args, value.keywords])
+    if isinstance(value, types.MethodType):
+        return every([value.__func__, value.__self__])
+    if isinstance(value, types.BuiltinFunctionType):  # a dict's `get`, say
+        return every([value.__self__])
+    if isinstance(value, (staticmethod, classmethod)):
+        return every([value.__func__])
+    if isinstance(value, property):
+        return every([value.fget])
+    if isinstance(value, types.ModuleType) or (isinstance(value, FUNCTIONS) and _is_library(value)):
         return id(value)
-    if depth and hasattr(value, "__dict__") and not isinstance(value, (*FUNCTIONS, *BOUND)):
-        return _freeze(vars(value), depth)
-    return id(value)
+    if isinstance(value, types.FunctionType):
+        return id(value), *every([*_read_names(value), vars(value)])
+    if isinstance(value, type):
+        held = {k: v for k, v in vars(value).items() if not k.startswith("__") or isinstance(v, types.FunctionType)}
+        held.pop("__init__", None)
+        return id(value), tuple(held), every(held.values()), every(value.__bases__)
+    slots = [vars(kind).get("__slots__", ()) for kind in type(value).__mro__]
+    names = [name for group in slots for name in ([group] if isinstance(group, str) else group)]
+    held = [getattr(value, name, None) for name in names if name not in ("__dict__", "__weakref__")]
+    held += [vars(value)] if hasattr(value, "__dict__") else []
+    return (every(held), every([type(value)])) if held else id(value)
+
+
+def freeze_function(function):
+    """What a function, a partial or an object that is called, and all that these call, may read besides arguments."""
+    if isinstance(function, nn.Module):
+        methods = dict.fromkeys(f for part in function.modules() for f in _list_methods(type(part)))
+        seen = {}
+        return freeze_module(function, seen=seen), *(_freeze(f, seen) for f in methods)
+    return _freeze(function)
 
 
 def freeze_tensors(module, buffers=False):
@@ -226,13 +280,19 @@ def list_watched(module):
         kind for part in own for kind in type(part).__mro__ if not kind.__module__.startswith(("torch.", "builtins"))
     }
     attributes = [value for part in own for value in _list_attributes(part)]
-    functions = {f for kind in kinds for f in _list_functions(kind)}
-    functions |= {v for v in attributes if isinstance(v, types.FunctionType)}
+
+    def reads(function):
+        return any(map(_may_change, _read_names(function)))
+
+    def changes(kind):
+        return _holds_values(kind) or any(map(reads, _list_functions(kind)))
+
+    functions = {v for v in attributes if isinstance(v, types.FunctionType)}
     held = [v for v in attributes if not isinstance(v, (*SIMPLE, *FUNCTIONS, *BOUND))]
     return [
-        *(functools.partial(freeze_function, f) for f in functions if any(map(_may_change, _read_names(f)))),
-        *(functools.partial(_freeze, v, 3) for v in held if _is_plain(v, tensors=True)),
-        *(functools.partial(_freeze, kind, 1) for kind in kinds if _list_class_values(kind)),
+        *(functools.partial(_freeze, f) for f in functions if reads(f)),
+        *(functools.partial(_freeze, v) for v in held if _is_plain(v, tensors=True)),
+        *(functools.partial(_freeze if changes(kind) else _list_parts, kind) for kind in kinds),
     ]
 
 
@@ -255,12 +315,14 @@ def find_shared_memory(module):
     return None
 
 
-def freeze_module(module, watched=()):
-    """What the parts of a module hold in Python, but for objects whose ids are in `watched`."""
+def freeze_module(module, watched=(), seen=None):
+    """What the parts of a module hold in Python, but for classes and objects whose ids are in `watched`."""
     skip = {"_parameters", "_buffers", "_modules", "forward"}
-    classes = tuple(_freeze(kind, 1) for kind in dict.fromkeys(map(type, module.modules())))
+    seen = {} if seen is None else seen
+    kinds = [kind for kind in dict.fromkeys(map(type, module.modules())) if id(kind) not in watched]
+    classes = tuple(_freeze(kind, seen) for kind in kinds)
     return classes, tuple(
-        (name, _freeze(value, 4))
+        (name, _freeze(value, seen))
         for part in module.modules()
         for name, value in vars(part).items()
         if name not in skip
@@ -309,27 +371,6 @@ def names_autograd(module, function):
     return any({"requires_grad", "is_leaf", "Parameter"} & {*list_names(f.__code__)} for f in near)
 
 
-def freeze_function(function, depth=3):
-    """What a function, and those that it calls, may read besides arguments: closures, globals named there, objects."""
-    if isinstance(function, functools.partial):
-        return freeze_function(function.func, depth), _freeze((function.args, function.keywords))
-    if isinstance(function, nn.Module):
-        methods = dict.fromkeys(f for part in function.modules() for f in _list_methods(type(part)))
-        return freeze_module(function), *(freeze_function(f, depth - 1) for f in methods if depth)
-    if (getattr(function, "__module__", None) or "").partition(".")[0] in ("torch", "mnist1d"):
-        return id(function)
-    code = getattr(function, "__code__", None)
-    if code is None:
-        methods = _list_methods(type(function)) if depth else []
-        held = _freeze(getattr(function, "__self__", None)), _freeze(getattr(function, "__dict__", None))
-        return *held, *(freeze_function(f, depth - 1) for f in methods)
-    if "site-packages" in code.co_filename:  # a library's
-        return id(function)
-    read = _read_names(function)
-    called = [freeze_function(f, depth - 1) for f in read if depth and isinstance(f, types.FunctionType)]
-    return tuple(_freeze(value) for value in [*read, getattr(function, "__self__", None)]), *called
-
-
 def identify(function):
     """What tells one function from another, for the keys of a dict: its code and what it encloses; None if nothing."""
     code = getattr(function, "__code__", None)
@@ -352,25 +393,52 @@ def list_names(code):
     return tuple(dict.fromkeys([*code.co_names, *inner]))
 
 
+def list_globals(function):
+    """The values of the globals that a function names, and what it names of the modules among them."""
+    names, known = list_names(function.__code__), function.__globals__
+    found = [known[name] for name in names if name in known]
+    for value in found:  # which grows
+        if isinstance(value, types.ModuleType) and not _is_library(value):
+            held = [vars(value)[name] for name in names if name in vars(value)]
+            found += [v for v in held if not (isinstance(v, types.ModuleType) and any(v is f for f in found))]
+    return found
+
+
 def _read_names(function):
     """The values of the closure, the defaults and the globals that a function names."""
-    names = [name for name in list_names(function.__code__) if name in function.__globals__]
     defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     given = [*_read_cells(function), *(value for value in defaults if not isinstance(value, SIMPLE))]
-    return given + [function.__globals__[name] for name in names]
+    return given + list_globals(function)
 
 
 def _may_change(value):
     """Whether what a function reads may be other than it was: anything but what libraries bring."""
-    name = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None) or ""
-    is_code = isinstance(value, (types.ModuleType, *FUNCTIONS))
-    return not (is_code and name.partition(".")[0] in ("torch", "numpy", "math", "builtins", "mnist1d"))
+    return not (isinstance(value, (types.ModuleType, *FUNCTIONS)) and _is_library(value))
 
 
-def _list_class_values(kind):
-    kinds = int, float, str, list, dict, set, deque, np.ndarray
-    values = [(k, _freeze(v, 1)) for k, v in vars(kind).items() if isinstance(v, kinds) and not k.startswith("__")]
-    return tuple(values[:100])
+def _list_parts(kind):
+    """Which functions a class has."""
+    return tuple(map(id, vars(kind).values()))
+
+
+def _holds_values(kind):
+    """Whether a class has attributes besides functions and what describes it."""
+    code = types.FunctionType, staticmethod, classmethod, property
+    return any(not k.startswith("__") and not isinstance(v, code) for k, v in vars(kind).items())
+
+
+def _is_library(value):
+    """Whether code is that of a library, whose values nobody changes."""
+    if isinstance(value, types.ModuleType):
+        return value.__name__.partition(".")[0] in LIBRARIES
+    return _is_installed((getattr(value, "__module__", None) or "").partition(".")[0])
+
+
+@functools.lru_cache(1000)
+def _is_installed(name):
+    """Whether a package is one of Python's own, an installed one or this."""
+    path = getattr(sys.modules.get(name), "__file__", None) or ""
+    return name in LIBRARIES or name in sys.stdlib_module_names or "site-packages" in path
 
 
 def _read_cells(function):

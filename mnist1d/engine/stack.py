@@ -43,6 +43,7 @@ from mnist1d.engine.draws import Draws
 from mnist1d.engine.kernels import find_layers, swapped
 from mnist1d.engine.optimizers import Optimizers
 from mnist1d.engine.replay import RefusedError, Replay
+from mnist1d.transform import list_seeds
 from mnist1d.utils import set_seed
 
 __all__ = ["ReplayError", "Stack"]
@@ -146,9 +147,7 @@ class Stack:
         example=None,
         replay=None,
     ):
-        self.seeds = [int(seed) for seed in seeds]
-        if not self.seeds:
-            raise ValueError("seeds=[]: must hold at least one seed")
+        self.seeds = list_seeds(seeds)
         if isinstance(build, nn.Module):
             raise ValueError(f"build: is a {type(build).__name__}; must be what makes one: the class, or `lambda: ...`")
         if isinstance(objective or loss, type):
@@ -373,8 +372,11 @@ class Stack:
         Raises
         ------
         ValueError
-            If the optimiser computes gradients of its own within a step, which nobody would clip.
+            If `max_norm` is not above 0, or the optimiser computes gradients of its own within a step, which nobody
+            would clip.
         """
+        if not max_norm > 0:
+            raise ValueError(f"max_norm={max_norm!r}: must be above 0")
         if self.optimizers.compute_gradients:
             raise ValueError("clip: LBFGS computes gradients within its step; must be None, or part of the loss")
         grads = [g for g in self.grads.values() if g is not None]
