@@ -585,8 +585,8 @@ def compare(
         Largest difference that does not matter, points.
     cache : path-like, optional
         Folder that keeps what has ended, for a call that goes on after an interruption. An arm is known again by its
-        name, its arguments, what its functions do, read and hold, its schedule and the outcome of its first three steps:
-        empty the folder where one name means two arms that differ in none of these.
+        name, its arguments, what its functions do, read and hold, its schedule and the outcome of its first three
+        steps: empty the folder where one name means two arms that differ in none of these.
 
     Returns
     -------

@@ -6,6 +6,7 @@ import itertools
 import random
 import sys
 import types
+import weakref
 import zlib
 from collections import deque
 from collections.abc import Iterator
@@ -20,8 +21,8 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 __all__ = [
-    "Finder", "copy_module", "find_shared_memory", "freeze_function", "freeze_module", "freeze_tensors",
-    "get_python_random", "has_forward_hooks", "has_hooks", "identify", "is_close", "keep_attributes",
+    "Finder", "copy_module", "encloses_itself", "find_shared_memory", "freeze_function", "freeze_module",
+    "freeze_tensors", "get_python_random", "has_forward_hooks", "has_hooks", "identify", "is_close", "keep_attributes",
     "keep_function", "keep_random_state", "list_globals", "list_modules", "list_names", "list_watched",
     "names_autograd", "set_python_random",
 ]  # fmt: skip
@@ -99,6 +100,38 @@ def copy_module(module, share=False):
     return copy.deepcopy(module, memo)
 
 
+def encloses_itself(module):
+    """Whether a module holds a function that reaches it from within: a copy would call the original's."""
+    own = {id(t) for part in module.modules() for t in (part, *vars(part).values(), *part._parameters.values())}
+    own |= {id(buffer) for buffer in module.buffers()}
+
+    def is_own(value):
+        return isinstance(value, (nn.Module, torch.Tensor)) and id(value) in own
+
+    def reaches(value, depth=6):
+        if isinstance(value, weakref.ref):
+            return is_own(value())
+        if isinstance(value, types.FunctionType):
+            given = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), *_read_cells(value)]
+            return any(is_own(v) or reaches(v, depth - 1) for v in given)
+        if isinstance(value, functools.partial):
+            return reaches(value.func, depth)
+        if isinstance(value, types.MethodType):
+            return reaches(value.__func__, depth)
+        if not depth:
+            return False
+        if isinstance(value, (list, tuple, set, deque)):
+            return any(reaches(v, depth - 1) for v in value)
+        if isinstance(value, dict):
+            return any(reaches(v, depth - 1) for v in value.values())
+        is_object = hasattr(value, "__dict__") and not isinstance(value, (*FUNCTIONS, *BOUND))
+        return is_object and any(reaches(v, depth - 1) for v in vars(value).values())
+
+    parts = [part for part in module.modules() if not type(part).__module__.startswith("torch.")]
+    refs = "_flat_weight_refs"  # which torch's recurrent layers renew
+    return any(reaches(v) for part in parts for k, v in vars(part).items() if k not in INTERNAL and k != refs)
+
+
 def _keep_contents(value, depth=8):
     """A function that gives containers, objects and generators back what they hold now; None for other values."""
     if isinstance(value, (*SIMPLE, *FUNCTIONS, *BOUND)) or not depth:
@@ -107,6 +140,8 @@ def _keep_contents(value, depth=8):
         return functools.partial(value.set_state, value.get_state())
     if isinstance(value, np.random.Generator):
         return functools.partial(setattr, value.bit_generator, "state", value.bit_generator.state)
+    if isinstance(value, np.random.RandomState):
+        return functools.partial(value.set_state, value.get_state())
     if isinstance(value, random.Random):
         return functools.partial(value.setstate, value.getstate())
     if isinstance(value, (list, deque)):
@@ -216,6 +251,8 @@ def _freeze(value, seen=None):
         return id(value), zlib.crc32(value.tobytes()) if value.nbytes < 2**22 else object()
     if isinstance(value, np.random.Generator):
         return str(value.bit_generator.state)
+    if isinstance(value, np.random.RandomState):
+        return every(value.get_state())
     if isinstance(value, random.Random):
         return value.getstate()
     if isinstance(value, torch.Generator):
@@ -267,7 +304,13 @@ def freeze_tensors(module, buffers=False):
     """
     held = [v for part in module.modules() for v in vars(part).values() if isinstance(v, torch.Tensor)]
     tensors = [*(v for v in held if not v.requires_grad), *module.parameters(), *(module.buffers() if buffers else ())]
-    return [(id(v), v.data_ptr(), v._version) for v in tensors]
+    values = [str(v.flatten()[:1000].tolist()) for v in held if _is_read(v)]  # `data` changes without a version
+    return [(id(v), v.data_ptr(), v._version) for v in tensors], values
+
+
+def _is_read(tensor):
+    plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.requires_grad
+    return plain and not is_lazy(tensor)
 
 
 def list_watched(module):
@@ -303,6 +346,14 @@ def find_shared_memory(module):
         if not part._forward_pre_hooks:  # as those of spectral norm, which renew what they alias
             tensors = [(k, v) for k, v in vars(part).items() if isinstance(v, torch.Tensor)]
             named += [(f"{prefix}.{name}".lstrip("."), value) for name, value in tensors]
+        if not type(part).__module__.startswith("torch."):
+            named += [
+                (f"{prefix}.{name}[{key!r}]".lstrip("."), value)
+                for name, held in vars(part).items()
+                if name not in INTERNAL and isinstance(held, (list, tuple, dict))
+                for key, value in (held.items() if isinstance(held, dict) else enumerate(held))
+                if isinstance(value, torch.Tensor)
+            ]
     spans = []
     for name, t in {id(t): (name, t) for name, t in reversed(named)}.values():
         if t.numel() and t.layout == torch.strided and not is_lazy(t):
@@ -364,7 +415,8 @@ def names_autograd(module, function):
         return {f for f in found if isinstance(f, types.FunctionType) and _may_change(f)}
 
     parts = [part for m in [module, *list_modules(function)] for part in m.modules()]
-    methods = [f for part in parts for f in _list_methods(type(part))]
+    objects = {type(value) for part in parts for value in [part, *_list_attributes(part)]}
+    methods = [f for kind in objects if not _is_library(kind) for f in _list_methods(kind)]
     near = keep_own([*methods, function, getattr(function, "func", None), getattr(function, "__func__", None)])
     for _ in range(3):  # and what these call
         near |= keep_own([f for g in near for f in _read_names(g)])

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from mnist1d.engine.checks import (
     Finder,
     copy_module,
+    encloses_itself,
     find_shared_memory,
     freeze_function,
     freeze_module,
@@ -194,6 +195,8 @@ class Stack:
         self._flags = {name: p.requires_grad for name, p in self.params.items()}  # as the modules have them
         self._writes_batch = False
         self._watched = []
+        own = [type(part) for part in self.modules[0].modules()]  # LoRA merges its weights there
+        self._has_own_modes = any(k.train is not nn.Module.train or k.eval is not nn.Module.eval for k in own)
         self._replay = os.environ.get("MNIST1D_REPLAY", "1") != "0" if replay is None else replay
         self._recordings, self._since_check, self.checked, self._outside, self._inside = {}, 0, 0, None, None
         self._losses, self._seen = None, None
@@ -262,6 +265,8 @@ class Stack:
     def _sync_parameters(self, i):
         """A parameter whose memory was replaced (``p.data = ...``) goes back to its place."""
         for name, p in self.modules[i].named_parameters():
+            if name not in self.params:
+                raise ValueError(f"build: {name} is made in a forward pass; must be made by build, or be a lazy layer")
             own = self.params[name][i]
             if p.data_ptr() != own.data_ptr():
                 memory = p.untyped_storage().data_ptr()
@@ -585,6 +590,8 @@ class Stack:
             reason = "it has hooks on gradients"
         elif has_forward_hooks(module):
             reason = "it has hooks"
+        elif encloses_itself(module):
+            reason = "it holds a function that encloses it, which a copy would share"
         else:
             try:
                 self._template = self._make_template()
@@ -883,7 +890,7 @@ class Stack:
     def _evaluate(self, function, batch, saved):
         """All models together if that works and, the first time, gives what they give one by one."""
         key = identify(function)
-        if not self.stacked or key is None or not self._evaluates_together.get(key, True):
+        if not self.stacked or key is None or self._has_own_modes or not self._evaluates_together.get(key, True):
             return self._evaluate_plain(function, batch)
         self._template.eval()
         random_states = torch.get_rng_state(), get_python_random()
@@ -931,7 +938,7 @@ class Stack:
         self._check_batch(batch)
         saved, python = self._save_inner(), list(self._python_rng)
         try:
-            modules = [*self.modules, *([self._template] if self._template else [])]
+            modules = [*self.modules, *([self._template] if self._template is not None else [])]
             is_loss = function == self.compute_loss
             with keep_attributes(modules), keep_function(self.objective or self.loss) if is_loss else nullcontext():
                 return self._evaluate(function, batch, saved)
