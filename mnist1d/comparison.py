@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from mnist1d.claims import confidence_interval
 from mnist1d.data import draw_validation, make_dataset
-from mnist1d.engine.checks import list_globals
+from mnist1d.engine.checks import list_globals, list_held
 from mnist1d.settings import get_device
 from mnist1d.training import Stack, check_labels, evaluate, fit, split_tensors, sweep
 from mnist1d.transform import check_integer, list_seeds, require
@@ -290,10 +290,7 @@ def _describe(value, depth=60, seen=None):
     elif isinstance(value, type):
         parts = [*value.__bases__, dict(vars(value))]
     else:
-        slots = [getattr(kind, "__slots__", ()) for kind in type(value).__mro__]
-        names = [slot for group in slots for slot in ([group] if isinstance(group, str) else group)]
-        held = [getattr(value, slot, None) for slot in names if slot != "__dict__"]
-        held += [vars(value)] if hasattr(value, "__dict__") else []
+        held = list_held(value)
         try:  # a range, a deque, a generator: what it would be made again from
             made_of = [] if held else value.__reduce_ex__(4)
         except Exception:  # whatever an object may say to that

@@ -234,3 +234,17 @@ def test_a_module_with_a_length_is_evaluated():
     history = train(Long, {"x": X, "y": Y, "x_test": X, "y_test": Y}, 1, steps=6, batch_size=10, eval_every=2)
     again = train(functools.partial(Net), {"x": X, "y": Y, "x_test": X, "y_test": Y}, 1, steps=6, batch_size=10)
     np.testing.assert_allclose(history["test_acc"][:, -1], again["test_acc"][:, -1])
+
+
+class Nearest(Net):
+    """Needs three examples at least, in evaluations too."""
+
+    def forward(self, x):
+        h = self.a(x)
+        return self.b(h - h[torch.cdist(h, h).topk(3, largest=False).indices].mean(1))
+
+
+@pytest.mark.filterwarnings("ignore:.*one seed after the other", "ignore:training steps are not replayed")
+def test_a_model_that_needs_several_examples_is_trained():
+    data = {"x": X, "y": Y, "x_test": X[:50], "y_test": Y[:50]}
+    assert np.isfinite(train(Nearest, data, 2, steps=4, batch_size=10)["train_loss"][:, -1]).all()

@@ -23,8 +23,8 @@ from torch.overrides import TorchFunctionMode
 __all__ = [
     "Finder", "copy_module", "encloses_itself", "find_shared_memory", "freeze_function", "freeze_module",
     "freeze_tensors", "get_python_random", "has_forward_hooks", "has_hooks", "identify", "is_close", "keep_attributes",
-    "keep_function", "keep_random_state", "list_globals", "list_modules", "list_names", "list_watched",
-    "names_autograd", "set_python_random",
+    "keep_function", "keep_random_state", "list_globals", "list_held", "list_modules", "list_names",
+    "list_watched", "names_autograd", "set_python_random",
 ]  # fmt: skip
 
 INTERNAL = frozenset(vars(nn.Module()))
@@ -281,11 +281,16 @@ def _freeze(value, seen=None):
         held = {k: v for k, v in vars(value).items() if not k.startswith("__") or isinstance(v, types.FunctionType)}
         held.pop("__init__", None)
         return id(value), tuple(held), every(held.values()), every(value.__bases__)
+    held = list_held(value)
+    return (every(held), every([type(value)])) if held else id(value)
+
+
+def list_held(value):
+    """What an object holds: the values of its slots, and the dict of its attributes if it has one."""
     slots = [vars(kind).get("__slots__", ()) for kind in type(value).__mro__]
     names = [name for group in slots for name in ([group] if isinstance(group, str) else group)]
     held = [getattr(value, name, None) for name in names if name not in ("__dict__", "__weakref__")]
-    held += [vars(value)] if hasattr(value, "__dict__") else []
-    return (every(held), every([type(value)])) if held else id(value)
+    return held + ([vars(value)] if hasattr(value, "__dict__") else [])
 
 
 def freeze_function(function):
@@ -298,7 +303,9 @@ def freeze_function(function):
 
 
 def freeze_tensors(module, buffers=False):
-    """Which tensors a module holds and how often they were changed: parameters, attributes, on demand buffers.
+    """Which tensors a module holds, how often they were changed, and what attributes among them begin with.
+
+    These are parameters, attributes, on demand buffers.
 
     What follows from parameters by autograd, as the weights of weight norm, is made anew at every call.
     """
