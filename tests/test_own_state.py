@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mnist1d.engine.checks import freeze_function
 from mnist1d.training import fit, train
 from mnist1d.utils import set_seed
 
@@ -248,3 +249,15 @@ class Nearest(Net):
 def test_a_model_that_needs_several_examples_is_trained():
     data = {"x": X, "y": Y, "x_test": X[:50], "y_test": Y[:50]}
     assert np.isfinite(train(Nearest, data, 2, steps=4, batch_size=10)["train_loss"][:, -1]).all()
+
+
+def test_a_generator_that_has_not_moved_has_the_same_picture():
+    generator = np.random.RandomState(0)
+
+    def shift(x):
+        return x + generator.rand()
+
+    pictures = [freeze_function(shift) for _ in range(20)]
+    assert all(picture == pictures[0] for picture in pictures)
+    generator.rand()
+    assert freeze_function(shift) != pictures[0]

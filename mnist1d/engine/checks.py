@@ -252,7 +252,8 @@ def _freeze(value, seen=None):
     if isinstance(value, np.random.Generator):
         return str(value.bit_generator.state)
     if isinstance(value, np.random.RandomState):
-        return every(value.get_state())
+        _, keys, *rest = value.get_state()  # an array made anew, whose address means nothing
+        return keys.tobytes(), *rest
     if isinstance(value, random.Random):
         return value.getstate()
     if isinstance(value, torch.Generator):
