@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from equal_work import bench_equal_work
+from equal_work import bench_equal_work, make_published_activation
 from mnist1d import get_dataset_args, make_dataset
 from mnist1d.models import MODELS
 from mnist1d.settings import get_device, get_jobs
@@ -118,7 +118,7 @@ def bench_metalearning(steps):
     """Seconds of one meta-gradient of the activation notebook: by its table, and by its definition."""
     notebook = load_definitions("metalearn_activation")
     notebook["data"] = make_dataset()
-    activation = notebook["make_activation"](0)
+    activation = make_published_activation(notebook, 0)
 
     def measure(tabulated, steps):
         """Seconds of the second run: the first after the other way has freed its memory is slow."""

@@ -130,14 +130,18 @@ def prepare_activation(notebook):
     notebook["data"] = make_dataset(num_samples=10_000)
 
 
+def make_published_activation(notebook, seed):
+    return notebook["make_activation"](seed, notebook["RECIPES"][notebook["PUBLISHED"]]["layers"])
+
+
 def differentiate_plainly(notebook, steps):
-    activation = notebook["make_activation"](0)
+    activation = make_published_activation(notebook, 0)
     notebook["meta_gradient"](activation, activation, 0, steps=steps)
 
 
 def differentiate(notebook, seeds, steps):
     for seed in seeds:
-        activation = notebook["make_activation"](seed)
+        activation = make_published_activation(notebook, seed)
         notebook["meta_gradient"](activation, notebook["tabulate"](activation, frozen=False), seed, steps=steps)
 
 
