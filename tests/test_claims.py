@@ -190,7 +190,7 @@ def test_parts_must_be_those_of_the_claim():
 @pytest.fixture
 def run(monkeypatch):
     """A kernel with the published parameters of `tsne`, in the profile `paper`."""
-    published = json.loads(Path(claims.__file__).with_name("published.json").read_text())["tsne"]
+    published = json.loads(Path(claims.__file__).with_name("published.json").read_text(encoding="utf-8"))["tsne"]
     kernel = SimpleNamespace(**published)
     monkeypatch.setitem(sys.modules, "__main__", kernel)
     monkeypatch.setenv("MNIST1D_PROFILE", "paper")
@@ -223,7 +223,7 @@ def test_seeds_may_be_shifted_all_together(run, monkeypatch):
 def test_what_replicate_shifts_are_seeds(monkeypatch):
     """No knob of a notebook that counts something is taken for a seed."""
     monkeypatch.setenv("MNIST1D_SEED_OFFSET", "1000")
-    published = json.loads(Path(claims.__file__).with_name("published.json").read_text())
+    published = json.loads(Path(claims.__file__).with_name("published.json").read_text(encoding="utf-8"))
     arrays = {"SEEDS": np.arange(3)}
     settings.shift_seeds(arrays)
     assert arrays["SEEDS"].tolist() == [1000, 1001, 1002]

@@ -181,7 +181,7 @@ def test_a_run_that_diverges_is_never_chosen_and_counts_as_chance(tmp_path):
 def test_a_damaged_file_of_the_cache_is_computed_again(tmp_path):
     first = compare({"MLP": MLP}, DATA, cache=tmp_path, **SETTINGS)
     (kept,) = tmp_path.glob("*.json")
-    kept.write_text(kept.read_text()[:20])
+    kept.write_text(kept.read_text(encoding="utf-8")[:20], encoding="utf-8")
     with pytest.warns(UserWarning, match="is damaged and computed again"):
         again = compare({"MLP": MLP}, DATA, cache=tmp_path, **SETTINGS)
     np.testing.assert_array_equal(first.accuracy["MLP"], again.accuracy["MLP"])

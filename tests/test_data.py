@@ -692,13 +692,13 @@ def test_a_file_that_appears_while_data_are_generated_is_kept(tmp_path, monkeypa
     path, generate = tmp_path / "cache.pkl", mnist1d.data._generate
 
     def write_first(*args):
-        path.write_text("an hour of work")
+        path.write_text("an hour of work", encoding="utf-8")
         return generate(*args)
 
     monkeypatch.setattr(mnist1d.data, "_generate", write_first)
     with pytest.warns(UserWarning, match="another program has written it meanwhile"):
         data = get_dataset({"num_samples": 100}, path=path, verbose=False)
-    assert path.read_text() == "an hour of work" and data["x"].shape == (80, 40)
+    assert path.read_text(encoding="utf-8") == "an hour of work" and data["x"].shape == (80, 40)
 
 
 @pytest.mark.parametrize(
@@ -787,7 +787,7 @@ def test_an_error_of_the_system_is_no_damage(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_cannot_be_written_gives_the_data_and_a_warning(tmp_path):
-    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "file").write_text("not a folder", encoding="utf-8")
     path = tmp_path / "file" / "cache.pkl"
     with pytest.warns(UserWarning, match=r"cache\.pkl cannot be written") as record:
         data = get_dataset({"num_samples": 100}, path=path)

@@ -294,7 +294,7 @@ def test_a_file_that_may_not_be_read_is_an_error_of_the_system(tiny, monkeypatch
 
 
 def test_a_cache_that_cannot_be_written_gives_the_data_and_a_warning(files, tiny, make_mirror, monkeypatch, tmp_path):
-    (tmp_path / "cache").write_text("not a folder")
+    (tmp_path / "cache").write_text("not a folder", encoding="utf-8")
     mirror = make_mirror(files)
     use(monkeypatch, mirror)
     with pytest.warns(UserWarning, match="cannot be kept in the cache"):
@@ -413,7 +413,7 @@ def test_find_data_prefers_the_folder(monkeypatch, tmp_path):
         assert images.find_data("a.json") is None
     for folder in ("cache", "folder"):
         (tmp_path / folder).mkdir(exist_ok=True)
-        (tmp_path / folder / "a.json").write_text("{}")
+        (tmp_path / folder / "a.json").write_text("{}", encoding="utf-8")
         assert images.find_data("a.json") == tmp_path / folder / "a.json"
 
 

@@ -3,6 +3,7 @@
 import email
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -54,7 +55,8 @@ def make_environment(folder, *, libraries=None):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     site = next((folder / "lib").glob("python*")) / "site-packages"
     if libraries is None:
-        (site / "libraries.pth").write_text(f"{SITE}\n")  # a .pth file in there, as of an editable install, is not read
+        # A .pth file in there, as of an editable install, is not read.
+        (site / "libraries.pth").write_text(f"{SITE}\n", encoding="utf-8")
     else:
         for path in SITE.iterdir():
             if path.name.split("-")[0].split(".")[0] in libraries:
@@ -92,6 +94,9 @@ def test_the_wheel_asks_for_numpy_and_scipy_and_has_types_and_data(wheel):
         names = archive.namelist()
         (metadata,) = [name for name in names if name.endswith(".dist-info/METADATA")]
         headers = email.message_from_bytes(archive.read(metadata))
+    page = headers.get_payload()  # README.md, as PyPI shows it
+    assert page.startswith("# mnist1d") and "/raw/main/figures/construction.png" in page
+    assert not re.search(r'(\]\(|src=")(?!https://|#)', page)
     core = [line for line in headers.get_all("Requires-Dist") if "extra ==" not in line]
     assert sorted(line.split(">")[0] for line in core) == ["numpy", "scipy"]
     assert set(headers.get_all("Provides-Extra")) == {"all", "notebooks", "cluster", "playground", "dev"}
@@ -147,13 +152,13 @@ def test_on_colab_the_form_decides_the_profile():
 def install_old(site):
     """What an installation of mnist1d 0.0.2.post1 looks like to pip and to python."""
     (site / "mnist1d").mkdir()
-    (site / "mnist1d" / "__init__.py").write_text("old = True\n")
+    (site / "mnist1d" / "__init__.py").write_text("old = True\n", encoding="utf-8")
     info = site / "mnist1d-0.0.2.post1.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mnist1d\nVersion: 0.0.2.post1\n")
-    (info / "INSTALLER").write_text("pip\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mnist1d\nVersion: 0.0.2.post1\n", encoding="utf-8")
+    (info / "INSTALLER").write_text("pip\n", encoding="utf-8")
     files = ["mnist1d/__init__.py", *(f"{info.name}/{name}" for name in ("METADATA", "INSTALLER", "RECORD"))]
-    (info / "RECORD").write_text("".join(f"{name},,\n" for name in files))
+    (info / "RECORD").write_text("".join(f"{name},,\n" for name in files), encoding="utf-8")
 
 
 def run_cells(python, folder, cells, **environment):
@@ -220,7 +225,7 @@ class TestMakefile:
     def make(self, root, *arguments):
         """Make, where `python -m venv` gives a python that notes its calls and makes what it is asked for."""
         python = root.parent / "python"
-        python.write_text(f"""#!/bin/sh
+        script = f"""#!/bin/sh
 '''exec' "{sys.executable}" "$0" "$@"  # a shell's line, since no first line may name a path with a space
 ' '''
 import os, pathlib, shutil, sys
@@ -233,13 +238,14 @@ elif sys.argv[1] == "-m":
         file.write(" ".join(sys.argv[1:]) + chr(10))
 elif sys.argv[1] == "-c":
     exec(sys.argv[2])
-""")
+"""
+        python.write_text(script, encoding="utf-8")
         python.chmod(0o755)
         command = ["make", "--no-print-directory", f"PYTHON={python}", *arguments]
         environment = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL")}
         process = run(command, cwd=root, env=environment)
         assert process.returncode == 0, process.stderr
-        calls = (root / "calls").read_text() if (root / "calls").exists() else ""
+        calls = (root / "calls").read_text(encoding="utf-8") if (root / "calls").exists() else ""
         (root / "calls").unlink(missing_ok=True)
         return process.stdout, calls
 

@@ -1,10 +1,12 @@
 """The committed results agree with the registry and the documents; the report on made-up results."""
 
 import json
+import re
 import shutil
 
 import matplotlib.pyplot as plt
 import pytest
+import scipy.stats
 
 import report
 from mnist1d.claims import CLAIMS, conclude, decide, judge
@@ -36,17 +38,17 @@ def test_results_belong_to_the_registry(slug):
 
 
 def test_the_published_parameters_are_those_of_the_notebooks():
-    published = json.loads((ROOT / "mnist1d" / "published.json").read_text())
+    published = json.loads((ROOT / "mnist1d" / "published.json").read_text(encoding="utf-8"))
     assert published.keys() == set(report.FIGURES)
     for slug, knobs in published.items():
         assert report.read_parameters(slug) == knobs, f"{slug}: python tools/report.py --parameters accepts its knobs"
-    cells = json.loads((ROOT / "mnist1d" / "published_cells.json").read_text())
+    cells = json.loads((ROOT / "mnist1d" / "published_cells.json").read_text(encoding="utf-8"))
     assert cells == {slug: report.list_cells(slug) for slug in report.FIGURES}, "python tools/report.py --parameters"
 
 
 def test_documents_agree_with_the_results():
     for name, text in report.render(ROOT).items():
-        assert (ROOT / name).read_text() == text, f"{name} is out of date: make report"
+        assert (ROOT / name).read_text(encoding="utf-8") == text, f"{name} is out of date: make report"
 
 
 # Made-up results
@@ -78,7 +80,7 @@ def write(folder, sparse, **changes):
     results = {"code": code, "seconds": 60, "jobs": 2, "seeds": [0] * 5, "claims": claims, "missing": missing}
     results |= {"profile": "paper", "seed_offset": 0, "no_verdict": "", **changes}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "lottery_tickets.json").write_text(json.dumps(results))
+    (folder / "lottery_tickets.json").write_text(json.dumps(results), encoding="utf-8")
 
 
 def test_the_documents_count_and_show_every_verdict(checkout):
@@ -89,7 +91,11 @@ def test_the_documents_count_and_show_every_verdict(checkout):
     assert all(f"{len(CLAIMS)} published claims: {counts}, {rest}." in text for text in texts.values())
     table = texts["REPRODUCTION.md"]
     row = next(line for line in table.splitlines() if line.startswith("| `lottery.reinit`"))
-    assert "5.20 [5.00, 5.40], n = 5 ✓" in row and "**reproduced**" in row and CLAIMS["lottery.reinit"].why in row
+    assert (
+        "5.20 [5.00, 5.40], n = 5, p < 1e-6 ✓" in row
+        and "**reproduced**" in row
+        and CLAIMS["lottery.reinit"].why in row
+    )
     row = next(line for line in table.splitlines() if line.startswith("| `shuffle.human`"))
     assert "cannot be measured" in row and CLAIMS["shuffle.human"].why in row
     assert "why not" in next(line for line in table.splitlines() if line.startswith("| `lottery.70`"))
@@ -131,20 +137,21 @@ def test_results_that_rest_on_a_confirmation_are_counted(checkout):
 def test_second_seeds_stand_beside_the_first(checkout, capsys):
     write(checkout / "build" / "replicate", -1.0, seed_offset=1000)
     assert report.main([], checkout) == 0
-    saved = json.loads((checkout / "figures" / "replication.json").read_text())
+    saved = json.loads((checkout / "figures" / "replication.json").read_text(encoding="utf-8"))
     assert saved["lottery_tickets"]["seed_offset"] == 1000
-    table = (checkout / "REPRODUCTION.md").read_text()
+    assert saved["lottery_tickets"]["verdicts"]["lottery.sparse"] == {"first": "reproduced", "second": "not reproduced"}
+    table = (checkout / "REPRODUCTION.md").read_text(encoding="utf-8")
     row = next(line for line in table.splitlines() if line.startswith("| `lottery.sparse`"))
     assert "| **reproduced** | **not reproduced**<br>95.2% -5.20 [-5.40, -5.00], n = 5 |" in row
     assert (
         "Run again with other seeds: 3, of which 2 have the same verdict; "
-        "`lottery.sparse` from reproduced to not reproduced." in (checkout / "README.md").read_text()
+        "`lottery.sparse` from reproduced to not reproduced." in (checkout / "README.md").read_text(encoding="utf-8")
     )
     assert (checkout / "figures" / "verdicts.png").stat().st_size > 1000
     write(checkout / "build" / "replicate", -1.0, seed_offset=1000, code="other")  # is shown, and does not count
     assert report.main([], checkout) == 0
-    assert "Run again with other seeds" not in (checkout / "README.md").read_text()
-    assert report.STALE in (checkout / "REPRODUCTION.md").read_text()
+    assert "Run again with other seeds" not in (checkout / "README.md").read_text(encoding="utf-8")
+    assert report.STALE in (checkout / "REPRODUCTION.md").read_text(encoding="utf-8")
     assert report.collect_replication(checkout) and "figures/replication.json" in capsys.readouterr().out
 
 
@@ -156,14 +163,15 @@ def test_a_second_run_must_be_one_of_other_seeds_with_verdicts(checkout, changes
 
 
 def test_the_table_of_work_shows_ratios_at_equal_work_only(checkout):
-    knobs = json.loads((checkout / "mnist1d" / "published.json").read_text())["lottery_tickets"]
+    knobs = json.loads((checkout / "mnist1d" / "published.json").read_text(encoding="utf-8"))["lottery_tickets"]
     row = next(
         line for line in report.render(checkout)["README.md"].splitlines() if line.startswith("| lottery_tickets")
     )
-    assert f"steps {knobs['STEPS']:,}" in row and row.endswith("| 5 | 2.0 | - | - |")
+    assert f"steps {knobs['STEPS']:,}" in row and re.search(r"\| \d\d% \| 5 \| 2\.0 \| - \| - \|$", row)
+    assert "All of it is 0.0 hours on two cores." in report.render(checkout)["README.md"]
     measured = {"ratio": 1.43, "plain_minutes": 43.04, "ours_minutes": 30.1}
     measured = {"lottery_tickets": measured, "another": {**measured, "ratio": 100.0}}  # of a notebook without results
-    (checkout / "figures" / "equal_work.json").write_text(json.dumps(measured))
+    (checkout / "figures" / "equal_work.json").write_text(json.dumps(measured), encoding="utf-8")
     rows = report.render(checkout)["README.md"].splitlines()
     row = next(line for line in rows if line.startswith("| lottery_tickets"))
     assert row.endswith("| 5 | 2.0 | 1.4 | 43 / 30 |")
@@ -171,10 +179,35 @@ def test_the_table_of_work_shows_ratios_at_equal_work_only(checkout):
 
 
 def test_the_work_of_older_code_is_not_told_by_the_knobs_of_today():
-    results, knobs = {"pooling": report.read_all(ROOT)["pooling"]}, {"pooling": {"STEPS": 77}}
-    assert "steps 77" in report.format_times(results, knobs, {})
+    results, knobs = {"pooling": report.read_all(ROOT)["pooling"]}, {"pooling": {"STEPS": 77, "SIZES": [1, 2, 3]}}
+    row = report.format_times(results, knobs, {})
+    assert "steps 77" in row and f"| {77 * 3 / 36_000:.0%} |" in row
     row = report.format_times(results, knobs, {}, stale=["pooling"])
     assert "of older code" in row and "77" not in row
+
+
+@pytest.mark.parametrize("slug", report.WORK)
+def test_the_published_work_is_a_share_of_one(slug):
+    """With the published knobs: more of them is more, and none of the formulas needs a knob that is not there."""
+    knobs = report.read_json(ROOT / "mnist1d" / "published.json")[slug]
+    _, named, measure_share = report.WORK[slug]
+    assert set(named) <= set(knobs)
+    share = measure_share(knobs)
+    more = {name: value * 2 if isinstance(value, int | list) else value for name, value in knobs.items()}
+    assert 0 < share < measure_share(more)
+
+
+def test_p_values_are_those_of_scipy():
+    samples = [4.0, 5.0, 6.5, 7.0, 3.0]
+    part = judge("pool.low", {"max": samples, "average": samples, "L2": samples})["measured"][0]
+    assert part["bound"] == "> 10"
+    assert report.format_p(part) == f", p = {scipy.stats.ttest_1samp(samples, 10).pvalue:.1g}"
+    hits = [1.0] * 383 + [0.0] * 17
+    part = judge("act.shape", hits)["measured"][0]
+    assert part["bound"] == "share > 50" and report.format_p(part) == ", p < 1e-6"
+    assert report.format_p({**part, "mean": 60.0, "n": 10}) == f", p = {scipy.stats.binomtest(6, 10).pvalue:.1g}"
+    band = {"bound": "70 ± 2", "mean": 70.0, "sd": 1.0, "n": 5}
+    assert report.format_p(band) == "" and report.format_p({**band, "bound": "> 3", "sd": 0.0}) == ""
 
 
 def test_the_forest_plot_draws_every_part(checkout):

@@ -65,7 +65,11 @@ def is_text_without_encoding(call):
     return False
 
 
-@pytest.mark.parametrize("path", [*ROOT.glob("mnist1d/**/*.py"), *ROOT.glob("tools/*.py")], ids=lambda path: path.stem)
+FOLDERS = "mnist1d/**", "tools", "tests", "records", "playground", "."
+SOURCES = [path for folder in FOLDERS for path in ROOT.glob(f"{folder}/*.py")]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
 def test_text_files_are_utf_8_on_every_system(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     lines = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Call) and is_text_without_encoding(node)]
@@ -119,6 +123,23 @@ def test_notebook_keeps_the_skeleton(slug):
     for forbidden in ("sys.path", "drive.mount", "except:", "TAKEAWAYS", "READING", "MINUTES", "TODO"):
         assert forbidden not in "\n".join(source for _, source, _ in cells)
     assert run_notebooks.WIDGET not in (ROOT / "notebooks" / f"{slug}.ipynb").read_text(encoding="utf-8")
+
+
+def test_the_workflow_of_figures_runs_every_notebook():
+    text = (ROOT / ".github" / "workflows" / "figures.yml").read_text(encoding="utf-8")
+    assert re.findall(r"^          - (\w+)$", text, flags=re.M) == SLUGS
+
+
+@pytest.mark.parametrize("name", ["README.md", "REPRODUCTION.md"])
+def test_every_picture_of_a_document_has_alternative_text(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    pictures = re.findall(r"<img [^>]*>|!\[[^\]]*\]\([^)]*\)", text)
+    assert pictures and all(re.search(r'alt="[^"]{5,}"|!\[[^\]]{5,}\]', picture) for picture in pictures)
+
+
+def test_every_text_has_the_same_line_ends_on_every_system():
+    lines = (ROOT / ".gitattributes").read_text(encoding="utf-8").splitlines()
+    assert "* text=auto eol=lf" in lines
 
 
 @pytest.mark.parametrize("slug", SLUGS)

@@ -37,7 +37,7 @@ def judged(monkeypatch):
 def test_results_file_holds_what_the_contract_asks_for(folder, judged, capsys):
     numbers = {"a": np.array([1.23456789, np.nan]), "b": range(2)}
     table = save_results("tsne", seeds=[0, 1], numbers=numbers, verdicts=judged, images=["MNIST"])
-    results = json.loads((folder / "tsne.json").read_text())
+    results = json.loads((folder / "tsne.json").read_text(encoding="utf-8"))
     names = (
         "slug profile no_verdict code versions processor device jobs threads images seconds peak_memory_mib seeds "
         "seed_offset numbers claims parts_differ missing"
@@ -60,20 +60,20 @@ def test_results_of_a_checkout_that_was_never_installed(folder, judged, monkeypa
 
     monkeypatch.setattr(results, "version", find)
     save_results("tsne", seeds=[0], numbers={}, verdicts=judged)
-    assert json.loads((folder / "tsne.json").read_text())["versions"]["mnist1d"]
+    assert json.loads((folder / "tsne.json").read_text(encoding="utf-8"))["versions"]["mnist1d"]
 
 
 def test_every_claim_of_a_notebook_must_be_judged_or_missing(folder, judged):
     with pytest.raises(ValueError, match=r"tsne\.knn"):
         save_results("tsne", seeds=[0], numbers={}, verdicts=judged[:2])
     save_results("tsne", seeds=[0], numbers={}, verdicts=judged[:2], missing={"tsne.knn": "why"})
-    assert json.loads((folder / "tsne.json").read_text())["missing"] == {"tsne.knn": "why"}
+    assert json.loads((folder / "tsne.json").read_text(encoding="utf-8"))["missing"] == {"tsne.knn": "why"}
 
 
 def test_what_cannot_be_measured_is_recorded_with_its_reason(folder):
     of_shuffling = {claim_id: "why" for claim_id, claim in CLAIMS.items() if claim.slug == "shuffling" and claim.bound}
     save_results("shuffling", seeds=[0], numbers={}, verdicts=[], missing=of_shuffling)
-    missing = json.loads((folder / "shuffling.json").read_text())["missing"]
+    missing = json.loads((folder / "shuffling.json").read_text(encoding="utf-8"))["missing"]
     assert missing["shuffle.human"] == CLAIMS["shuffle.human"].why
 
 
@@ -87,7 +87,7 @@ def test_only_the_published_run_records_verdicts_and_only_the_runner_writes_to_f
     for profile, reason in (("smoke", "the smoke profile: no verdict"), ("paper", "parameters differ")):
         monkeypatch.setenv("MNIST1D_PROFILE", profile)
         save_results("tsne", seeds=[0], numbers={"a": 1}, verdicts=judged)
-        saved = json.loads((tmp_path / "build" / profile / "tsne.json").read_text())
+        saved = json.loads((tmp_path / "build" / profile / "tsne.json").read_text(encoding="utf-8"))
         assert saved["claims"] == [] and saved["no_verdict"].startswith(reason) and saved["numbers"] == {"a": 1}
     assert not (tmp_path / "figures").exists()
 
@@ -163,9 +163,9 @@ def package(tmp_path):
         (tmp_path / "notebooks").mkdir(exist_ok=True)
         for name, text in PACKAGE.items():
             (tmp_path / "mnist1d" / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / "mnist1d" / name).write_text(text.replace(old, new) if old else text)
+            (tmp_path / "mnist1d" / name).write_text(text.replace(old, new) if old else text, encoding="utf-8")
         cells = [{"cell_type": "code", "source": [cell]}, {"cell_type": "markdown", "source": ["text"]}]
-        (tmp_path / "notebooks" / "a.ipynb").write_text(json.dumps({"cells": cells}))
+        (tmp_path / "notebooks" / "a.ipynb").write_text(json.dumps({"cells": cells}), encoding="utf-8")
         return code_digest("a", tmp_path)
 
     return write
@@ -216,15 +216,15 @@ def test_the_digest_of_a_notebook_of_the_collection_follows_the_generator(slug, 
     for path in [*(root / "mnist1d").rglob("*.py"), root / "notebooks" / f"{slug}.ipynb"]:
         target = tmp_path / path.relative_to(root)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(path.read_text())
+        target.write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
     first = code_digest(slug, tmp_path)
     assert first == code_digest(slug, root)
     generator = tmp_path / "mnist1d" / "data.py"
-    text = generator.read_text()
-    generator.write_text(text + "\n\ndef nobody_calls_this():\n    return 1\n")
+    text = generator.read_text(encoding="utf-8")
+    generator.write_text(text + "\n\ndef nobody_calls_this():\n    return 1\n", encoding="utf-8")
     assert code_digest(slug, tmp_path) == first
     assert "eps=1e-8" in text
-    generator.write_text(text.replace("eps=1e-8", "eps=1e-7"))
+    generator.write_text(text.replace("eps=1e-8", "eps=1e-7"), encoding="utf-8")
     assert code_digest(slug, tmp_path) != first
 
 

@@ -1,6 +1,7 @@
 """The runner under faults: nothing half-written, nothing lost, every run resumable.
 
-Most notebooks here write their results file by hand, so that their kernels need not import torch.
+Most notebooks here write their results file by hand, so that their kernels need not import the package: the digest of
+their code lies beside them.
 """
 
 import json
@@ -19,6 +20,7 @@ import pytest
 import agreement
 import kernels
 import run_notebooks
+from mnist1d.results import code_digest
 from run_notebooks import Run
 
 ROOT = Path(__file__).parent.parent
@@ -26,13 +28,12 @@ ROOT = Path(__file__).parent.parent
 SAVE = """
 import json, os
 from pathlib import Path
-from mnist1d.results import code_digest
 
 folder = Path(os.environ["MNIST1D_OUTPUT"])
 (folder / "tsne.png").write_bytes(b"picture")
 part = {"part": "", "mean": 50.0 + x, "sd": 2.0, "n": 3}
 results = {
-    "slug": "tsne", "profile": os.environ["MNIST1D_PROFILE"], "code": code_digest("tsne", Path.cwd().parent),
+    "slug": "tsne", "profile": os.environ["MNIST1D_PROFILE"], "code": Path("tsne.digest").read_text(),
     "jobs": int(os.environ["JOBS"]), "seconds": 0.5, "numbers": {"x": x},
     "claims": [{"id": "tsne.mnist", "verdict": "reproduced" if x < 5 else "partly", "measured": [part]}],
 }
@@ -41,8 +42,8 @@ results = {
 
 SAVE_ANY = SAVE.replace('"mean": 50.0 + x', '"mean": 50.0').replace("x < 5", "True")
 
-# What a digest of the code follows to a function of the package.
-USE_PACKAGE = "from mnist1d.transform import pad\nx = 1"
+# What a digest of the code follows to a function of the package. It is not run: importing scipy takes a second.
+USE_PACKAGE = "x = 1\nif not x:\n    from mnist1d.transform import pad"
 
 # The same through the package, as a notebook does it.
 SAVE_WITH_PACKAGE = """
@@ -92,6 +93,7 @@ def finished(complete_run, tmp_path):
 def write_notebook(root, cells, slug="tsne"):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     nbformat.write(notebook, root / "notebooks" / f"{slug}.ipynb")
+    (root / "notebooks" / f"{slug}.digest").write_text(code_digest(slug, root), encoding="utf-8")
 
 
 def run(root, *arguments):
@@ -125,7 +127,7 @@ def wait_until(condition, seconds=60):
 def is_alive(pid):
     try:
         os.kill(pid, 0)
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"  # a zombie is dead
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").split()[2] != "Z"  # a zombie is dead
     except ProcessLookupError:
         return False
     except FileNotFoundError:  # no /proc on this system, or the process ended in between
@@ -197,11 +199,11 @@ def test_committed_results_are_the_reference_and_not_a_result_of_this_machine(fi
 
 def test_the_reference_is_what_git_has(checkout):
     (checkout / "figures").mkdir()
-    (checkout / "figures" / "tsne.json").write_text('{"committed": true}')
+    (checkout / "figures" / "tsne.json").write_text('{"committed": true}', encoding="utf-8")
     for command in (["init", "-q"], ["add", "figures"], ["commit", "-q", "-m", "x"]):
         who = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
         subprocess.run(["git", *who, *command], cwd=checkout, check=True)
-    (checkout / "figures" / "tsne.json").write_text('{"committed": false}')
+    (checkout / "figures" / "tsne.json").write_text('{"committed": false}', encoding="utf-8")
     assert agreement.read_reference("tsne", checkout) == {"committed": True}
 
 
@@ -215,11 +217,11 @@ def test_other_images_make_a_notebook_stale_that_reads_them(checkout, monkeypatc
     monkeypatch.setenv("MNIST1D_DATA", str(tmp_path))
     setup = run_notebooks.Run(checkout)
     before = run_notebooks.describe("tsne", setup)
-    (tmp_path / "mnist.npz").write_text("images")
+    (tmp_path / "mnist.npz").write_text("images", encoding="utf-8")
     assert run_notebooks.describe("tsne", setup) == before  # it reads none
     write_notebook(checkout, ["from mnist1d.images import load_mnist", SAVE])
     first = run_notebooks.describe("tsne", setup)
-    (tmp_path / "mnist.npz").write_text("other images")
+    (tmp_path / "mnist.npz").write_text("other images", encoding="utf-8")
     second = run_notebooks.describe("tsne", setup)
     assert [*first["images"]] == ["mnist.npz"] and first["images"] != second["images"]
 
@@ -230,14 +232,14 @@ def edit_package(root):
 
 
 def damage_stamp(root):
-    (root / "build" / "stamps" / "paper" / "tsne.json").write_text("[" * 100_000)
+    (root / "build" / "stamps" / "paper" / "tsne.json").write_text("[" * 100_000, encoding="utf-8")
 
 
 def change_version(root):
     path = root / "build" / "stamps" / "paper" / "tsne.json"
     stamp = read_json(path)
     stamp["versions"]["torch"] = "1.0"
-    path.write_text(json.dumps(stamp))
+    path.write_text(json.dumps(stamp), encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -245,7 +247,7 @@ def change_version(root):
     [
         lambda root: (root / "figures" / "tsne.png").unlink(),
         lambda root: (root / "figures" / "tsne.png").write_bytes(b"half a pict"),
-        lambda root: (root / "figures" / "tsne.json").write_text("[" * 100_000),
+        lambda root: (root / "figures" / "tsne.json").write_text("[" * 100_000, encoding="utf-8"),
         lambda root: write_notebook(root, ["x = 2", SAVE]),
         edit_package,
         damage_stamp,
@@ -317,7 +319,7 @@ def test_the_shortest_notebook_comes_first_and_then_the_longest(checkout, capsys
     (checkout / "figures").mkdir()
     for slug, seconds in {"a": 100, "b": 3, "c": 400, "d": 60}.items():
         results = {"profile": "paper", "seconds": seconds / 2, "jobs": 2}
-        (checkout / "figures" / f"{slug}.json").write_text(json.dumps(results))
+        (checkout / "figures" / f"{slug}.json").write_text(json.dumps(results), encoding="utf-8")
     slugs = run_notebooks.order(["a", "b", "c", "d"], Run(checkout))
     assert slugs == ["b", "c", "a", "d"]
     run_notebooks.announce(slugs, Run(checkout), 2)
@@ -344,7 +346,7 @@ def test_the_shortest_notebook_comes_first_and_then_the_longest(checkout, capsys
 def test_a_failed_run_is_reported_and_leaves_everything_as_it_was(checkout, capsys, cell, reason):
     (checkout / "figures").mkdir()
     for name in ("tsne.json", "tsne.png"):
-        (checkout / "figures" / name).write_text("{}")
+        (checkout / "figures" / name).write_text("{}", encoding="utf-8")
     before = published(checkout)
     figure_first = "import os, pathlib; pathlib.Path(os.environ['MNIST1D_OUTPUT'], 'tsne.png').touch()"
     write_notebook(checkout, ["x = 2", figure_first, cell])
@@ -362,12 +364,12 @@ def test_a_failed_run_is_reported_and_leaves_everything_as_it_was(checkout, caps
 
 @pytest.mark.parametrize("content", ["{", '{"cells": 1}', "[" * 100_000])
 def test_a_broken_notebook_is_one_failed_row(checkout, capsys, content):
-    (checkout / "notebooks" / "broken.ipynb").write_text(content)
+    (checkout / "notebooks" / "broken.ipynb").write_text(content, encoding="utf-8")
     assert run(checkout) == 1
     output = capsys.readouterr().out
     assert "FAILED" in output and "1 of 1" in output and "in all" in output
     assert (checkout / "figures" / "tsne.json").exists()
-    assert (checkout / "notebooks" / "broken.ipynb").read_text() == content
+    assert (checkout / "notebooks" / "broken.ipynb").read_text(encoding="utf-8") == content
 
 
 def test_an_edit_of_the_notebook_during_its_run_is_kept(checkout, capsys):
@@ -391,7 +393,9 @@ path = Path("../mnist1d/transform.py")
 source = path.read_text(encoding="utf-8")
 path.write_text(source + "\\n\\ndef pad(*arguments):\\n    return arguments\\n", encoding="utf-8")
 """
-    write_notebook(checkout, [USE_PACKAGE + "\nfrom pathlib import Path", edit + SAVE + "\n" + revert])
+    save = SAVE.replace('Path("tsne.digest").read_text()', 'code_digest("tsne", Path.cwd().parent)')
+    imports = "from pathlib import Path\nfrom mnist1d.results import code_digest"
+    write_notebook(checkout, [USE_PACKAGE, imports, edit + save + "\n" + revert])
     assert run(checkout) == 1
     assert "mnist1d was edited during the run; nothing is published" in capsys.readouterr().out
     assert not published(checkout)
@@ -411,7 +415,7 @@ def test_a_package_of_another_checkout_is_noticed(checkout):
 @pytest.mark.parametrize("kill", ["SIGKILL", "SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_killed_runner_leaves_no_process_and_resumes(checkout, kill):
     process = start_sleeper(checkout)
-    pids = [int(pid) for pid in (checkout / "notebooks" / "pids").read_text().split()]
+    pids = [int(pid) for pid in (checkout / "notebooks" / "pids").read_text(encoding="utf-8").split()]
     assert all(map(is_alive, pids))
     process.send_signal(getattr(signal, kill))
     output, _ = process.communicate(timeout=30)  # returns when nobody holds the pipe any more
@@ -431,7 +435,7 @@ pathlib.Path("pids").write_text(str(worker.pid))
 """
     write_notebook(checkout, ["x = 1", leave, SAVE])
     assert run(checkout) == 0
-    pid = int((checkout / "notebooks" / "pids").read_text())
+    pid = int((checkout / "notebooks" / "pids").read_text(encoding="utf-8"))
     wait_until(lambda: not is_alive(pid), 10)
 
 
@@ -480,8 +484,8 @@ def test_sockets_need_no_short_folder_for_temporary_files(checkout, monkeypatch,
 def test_settings_of_the_user_do_not_reach_a_kernel(checkout, monkeypatch, tmp_path):
     startup = tmp_path / "ipython" / "profile_default" / "startup"
     startup.mkdir(parents=True)
-    (startup / "00-mine.py").write_text("mine = True")
-    (tmp_path / "matplotlibrc").write_text("lines.linewidth: 77\n")
+    (startup / "00-mine.py").write_text("mine = True", encoding="utf-8")
+    (tmp_path / "matplotlibrc").write_text("lines.linewidth: 77\n", encoding="utf-8")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("MATPLOTLIBRC", str(tmp_path / "matplotlibrc"))
     look = "import matplotlib\nassert matplotlib.rcParams['lines.linewidth'] < 77 and 'mine' not in globals()\nx = 1"
@@ -531,7 +535,7 @@ def test_bad_arguments_are_named_before_any_kernel_starts(checkout, capsys):
 
 @pytest.mark.parametrize("name", ["build", "figures"])
 def test_an_unwritable_folder_is_named_before_any_kernel_starts(checkout, name):
-    (checkout / name).write_text("a file in the folder's place")
+    (checkout / name).write_text("a file in the folder's place", encoding="utf-8")
     with pytest.raises(SystemExit, match=f"{name}: cannot be written to"):
         run(checkout)
 

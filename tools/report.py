@@ -15,6 +15,7 @@ from unittest import mock
 
 import matplotlib.pyplot as plt
 import numpy as np
+from scipy import stats
 
 from mnist1d.claims import CLAIMS, SYMBOLS, digest_cell, format_measured, read_bound, to_json
 from mnist1d.figures import STYLE
@@ -43,20 +44,30 @@ FIGURES = {
     "records": "beyond the paper",
 }
 
-# The work behind a published figure, and the knobs that say how much of it a seed does here.
+# The work behind a published figure, the knobs that say how much of it a seed does here, and the share that this is:
+# of training examples or, where sizes differ in cost, of models; of points for t-SNE.
 WORK = {
-    "benchmarks": ("6000 steps, batch 100", ("STEPS", "BATCH_SIZE")),
-    "shuffling": ("6000 steps, batch 100", ("STEPS", "BATCH_SIZE")),
-    "tsne": ("70,000 and 5,000 points", ("MNIST_POINTS", "POINTS", "ITERATIONS")),
-    "lottery_tickets": ("99 rounds of 1500 steps, batch 100; 15 curves of 6000 steps, batch 500",
-                        ("LAST_ROUND", "STEPS", "BATCH_SIZE", "CURVE_STEPS", "CURVE_BATCH",
-                         "LARGE_BATCH_STEPS")),
-    "double_descent": ("19 widths and 29 channels, 500 epochs", ("MLP_WIDTHS", "CNN_CHANNELS", "EPOCHS")),
-    "metalearn_lr": ("2 starts, 50 outer x 200 inner steps", ("STARTS", "OUTER_STEPS", "INNER_STEPS")),
-    "metalearn_activation": ("301 outer x 301 inner steps", ("OUTER_STEPS", "INNER_STEPS")),
-    "simclr": ("8000 steps, batch 100", ("STEPS", "BATCH_SIZE")),
-    "pooling": ("6 sizes, 6000 steps", ("SIZES", "STEPS")),
-    "random_subspaces": ("10 epochs (curves), 100 (table)", ("CURVE_EPOCHS", "TABLE_EPOCHS", "SMALL_EPOCHS")),
+    "benchmarks": ("6000 steps, batch 100", ("STEPS", "BATCH_SIZE"),
+                   lambda k: k["STEPS"] * k["BATCH_SIZE"] / (6000 * 100)),
+    "shuffling": ("6000 steps, batch 100", ("STEPS", "BATCH_SIZE"),
+                  lambda k: k["STEPS"] * k["BATCH_SIZE"] / (6000 * 100)),
+    "tsne": ("70,000 and 5,000 points", ("MNIST_POINTS", "POINTS", "ITERATIONS"),
+             lambda k: (k["MNIST_POINTS"] + k["POINTS"]) / 75_000),
+    "lottery_tickets": ("99 rounds of 1500 steps, batch 100, twice; 15 curves of 6000 steps, batch 500",
+                        ("LAST_ROUND", "STEPS", "BATCH_SIZE", "CURVE_STEPS", "CURVE_BATCH", "LARGE_BATCH_STEPS"),
+                        lambda k: (2 * k["LAST_ROUND"] * k["STEPS"] * k["BATCH_SIZE"]
+                                   + 7 * k["CURVE_STEPS"] * k["CURVE_BATCH"]) / (198 * 1500 * 100 + 15 * 6000 * 500)),
+    "double_descent": ("19 widths and 29 channels, 500 epochs", ("MLP_WIDTHS", "CNN_CHANNELS", "EPOCHS"),
+                       lambda k: (len(k["MLP_WIDTHS"]) + len(k["CNN_CHANNELS"])) * k["EPOCHS"] / ((19 + 29) * 500)),
+    "metalearn_lr": ("2 starts, 50 outer x 200 inner steps", ("STARTS", "OUTER_STEPS", "INNER_STEPS"),
+                     lambda k: len(k["STARTS"]) * k["OUTER_STEPS"] * k["INNER_STEPS"] / (2 * 50 * 200)),
+    "metalearn_activation": ("301 outer x 301 inner steps", ("OUTER_STEPS", "INNER_STEPS"),
+                             lambda k: k["OUTER_STEPS"] * k["INNER_STEPS"] / 301**2),
+    "simclr": ("8000 steps, batch 100", ("STEPS", "BATCH_SIZE"),
+               lambda k: k["STEPS"] * k["BATCH_SIZE"] / (8000 * 100)),
+    "pooling": ("6 sizes, 6000 steps", ("SIZES", "STEPS"), lambda k: len(k["SIZES"]) * k["STEPS"] / (6 * 6000)),
+    "random_subspaces": ("10 epochs (curves), 100 (table)", ("CURVE_EPOCHS", "TABLE_EPOCHS", "SMALL_EPOCHS"),
+                         lambda k: (k["CURVE_EPOCHS"] + k["TABLE_EPOCHS"]) / 110),
 }  # fmt: skip
 
 VERDICTS = {"reproduced": "✓", "partly": "◐", "not reproduced": "✗", "undecided": "?"}
@@ -117,7 +128,7 @@ def write_parameters(root):
 
 
 def collect_replication(root):
-    """Merge what build/replicate holds into figures/replication.json; True if it holds anything."""
+    """Merge what build/replicate holds into figures/replication.json; True if build/replicate holds anything."""
     target = root / "figures" / "replication.json"
     replication, found = read_json(target), False
     for slug in FIGURES:
@@ -125,7 +136,11 @@ def collect_replication(root):
             if not r["seed_offset"] or r["no_verdict"]:
                 raise ValueError(f"build/replicate/{slug}.json: must be a run of other seeds; {r['no_verdict']}")
             replication[slug], found = {key: r[key] for key in ("code", "seed_offset", "claims")}, True
-    if found:
+    first = get_verdicts(read_all(root))
+    for slug, r in replication.items():  # verdict by verdict, first seeds and second seeds
+        second = get_verdicts({slug: r})
+        r["verdicts"] = {i: {"first": first.get(i, "not measured"), "second": verdict} for i, verdict in second.items()}
+    if replication:
         with open_for_rename(target, "w") as file:
             json.dump(replication, file, indent=1)
             file.write("\n")
@@ -216,12 +231,12 @@ def format_times(results, parameters, equal_work, stale=()):
     The work of a slug in `stale` is that of older code: its knobs of today are not those of its minutes.
     """
     rows = [
-        "| notebook | published work, one seed | a seed here | seeds | core-minutes | equal work, plain over ours "
-        "| one published run, plainly / ours, minutes |",
-        "|---|---|---|---:|---:|---:|---:|",
+        "| notebook | published work, one seed | a seed here | share of it | seeds | core-minutes "
+        "| equal work, plain over ours | one published run, plainly / ours, minutes |",
+        "|---|---|---|---:|---:|---:|---:|---:|",
     ]
     for slug, r in results.items():
-        work, knobs = WORK.get(slug, ("-", ()))
+        work, knobs, measure_share = WORK.get(slug, ("-", (), None))
         here = []
         for knob in [knob for knob in knobs if knob in parameters[slug]]:
             value = parameters[slug][knob]
@@ -234,16 +249,31 @@ def format_times(results, parameters, equal_work, stale=()):
             ratio, minutes = f"{same['ratio']:.1f}", f"{same['plain_minutes']:.2g} / {same['ours_minutes']:.2g}"
         spent = f"{len(r['seeds'])} | {get_core_minutes(r):.1f}"
         done = "of older code" if slug in stale else "; ".join(here) or "-"
-        rows.append(f"| {slug} | {work} | {done} | {spent} | {ratio} | {minutes} |")
+        share = f"{100 * measure_share(parameters[slug]):.0f}%" if measure_share and slug not in stale else "-"
+        rows.append(f"| {slug} | {work} | {done} | {share} | {spent} | {ratio} | {minutes} |")
     ratios = [equal_work[slug]["ratio"] for slug in results if slug in equal_work]
     mean = f"{np.exp(np.mean(np.log(ratios))):.1f}, geometric mean" if ratios else ""
-    rows.append(f"| all | | | | {sum(map(get_core_minutes, results.values())):.0f} | {mean} | |")
-    return "\n".join(rows)
+    total = sum(map(get_core_minutes, results.values()))
+    rows.append(f"| all | | | | | {total:.0f} | {mean} | |")
+    return "\n".join(rows) + f"\n\nAll of it is {total / 120:.1f} hours on two cores."
+
+
+def format_p(part):
+    """The two-sided p value of a part at its bound, as text: of the t test, of a share that of the binomial test."""
+    kind, low, high, made_of = read_bound(part["bound"])
+    if kind != "bound" or made_of == "bootstrap" or part["n"] < 2 or (made_of == "t" and not part["sd"]):
+        return ""
+    bound, n = low if np.isfinite(low) else high, part["n"]
+    if made_of == "share":
+        p = stats.binomtest(round(part["mean"] * n / 100), n, bound / 100).pvalue
+    else:
+        p = 2 * stats.t.sf(abs(part["mean"] - bound) / part["sd"] * np.sqrt(n), n - 1)
+    return f", p = {p:.1g}" if p >= 1e-6 else ", p < 1e-6"
 
 
 def format_claims(results, replication, root):
     """REPRODUCTION.md's table: one row a claim."""
-    head = ["claim", "published", "measured, mean [95% interval]", "criterion, and why", "verdict", "notebook"]
+    head = ["claim", "published", "measured, mean [95% interval], p", "criterion, and why", "verdict", "notebook"]
     if replication:
         head.insert(5, "other seeds")
     rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
@@ -254,7 +284,7 @@ def format_claims(results, replication, root):
     for claim_id, claim in CLAIMS.items():
         if claim_id in judged:
             measured = "<br>".join(
-                f"{format_measured(m)} {SYMBOLS[m['outcome']]}" for m in judged[claim_id]["measured"]
+                f"{format_measured(m)}{format_p(m)} {SYMBOLS[m['outcome']]}" for m in judged[claim_id]["measured"]
             )
             measured += f"<br>*{STALE}*" if claim.slug in stale else ""
             verdict = f"**{judged[claim_id]['verdict']}**"

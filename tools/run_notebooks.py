@@ -107,6 +107,11 @@ def find_images(slug, run):
     return {name: digest(path.read_bytes()) for name in names if (path := find_data(name))}
 
 
+def find_device():
+    """The name of this run's device. Torch, whose import takes seconds, is not asked where the CPU is wanted."""
+    return "cpu" if os.environ.get("MNIST1D_DEVICE") == "cpu" else str(settings.get_device())
+
+
 def describe(slug, run):
     """What decides the numbers of a notebook here: its code and images, this environment and the way it is run."""
     packages = ("torch", "numpy", "scipy", "scikit-learn", "matplotlib")
@@ -115,7 +120,7 @@ def describe(slug, run):
         "images": find_images(slug, run),
         "profile": run.profile,
         "offset": run.offset,
-        "device": str(settings.get_device()),
+        "device": find_device(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }
 
@@ -388,7 +393,7 @@ def main(arguments=None, root=ROOT):
         parser.error(f"no such notebook: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     check_package()
     try:
-        settings.profile(), settings.seed_offset(), settings.get_device(), settings.get_jobs(), find_data("mnist.npz")
+        settings.profile(), settings.seed_offset(), find_device(), settings.get_jobs(), find_data("mnist.npz")
     except ValueError as error:
         raise SystemExit(str(error)) from None
 
