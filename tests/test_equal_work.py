@@ -48,3 +48,6 @@ def test_what_is_paid_once_does_not_count(monkeypatch):
     measured = equal_work.measure("quickstart", row, repeats=1)
     assert [measured[key] for key in ("plain_ms", "ours_ms", "ratio")] == pytest.approx([6, 2, 3])
     assert (measured["plain_minutes"], measured["ours_minutes"]) == (3.0, 1.0)
+    rest = replace(row, rest=((60_000, {"BATCH_SIZE": 500}),))  # steps of another batch add to the run
+    measured = equal_work.measure("lottery_tickets", rest, repeats=1)
+    assert (measured["plain_minutes"], measured["ours_minutes"]) == (9.0, 3.0)

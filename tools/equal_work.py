@@ -9,7 +9,7 @@ the workers.
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,7 @@ class Row:
     sets: tuple = ()  # names of the notebook that hold the number of steps: workers get functions with their own copies
     knobs: dict = field(default_factory=dict)  # of the notebook
     prepare: Callable = lambda notebook: None  # data that the definitions need, once
+    rest: tuple = ()  # of a run whose steps cost differently: (published steps, knobs) of each further slice
 
 
 def train_all(notebook, steps):
@@ -169,7 +170,8 @@ ROWS = {
     "double_descent": Row(descend_plainly, descend, 960, 20_000 * 67 // 6, "a step of six sizes, MLP and CNN", 5,
                           prepare=draw_noisy),
     "lottery_tickets": Row(lambda n, steps: n["search_plainly"](0, 0, steps), run_lottery, 600, 2 * 99 * 1500,
-                           "a step of the dense network, batch 100", prepare=prepare_lottery),
+                           "a step of the dense network, batch 100", prepare=prepare_lottery,
+                           rest=((15 * 6000, {"BATCH_SIZE": 500}),)),
     "metalearn_lr": Row(metalearn_plainly, metalearn, 4, 2 * 51, "an outer step from one start",
                         sets=("OUTER_STEPS",), prepare=prepare_lr),
     "metalearn_activation": Row(differentiate_plainly, differentiate, 80, 301 * 301,
@@ -184,8 +186,8 @@ ROWS = {
 }  # fmt: skip
 
 
-def measure(slug, row, repeats=REPEATS):
-    """Milliseconds of a model-step, plainly and ours, the ratio, and the minutes of a published run, both ways."""
+def measure_slice(slug, row, repeats):
+    """Milliseconds of a model-step, plainly and ours."""
     notebook = load_definitions(slug, **row.knobs)
     row.prepare(notebook)
     jobs = get_jobs()
@@ -211,15 +213,21 @@ def measure(slug, row, repeats=REPEATS):
             sweep(run, [steps], range(row.seeds), chunk=chunk)
             ours[i, j] = (time.perf_counter() - start) / row.seeds
     torch.set_num_threads(threads)
-    a, b = (-1e3 * np.diff(np.median(side, 0)).item() / (lengths[0] - lengths[1]) for side in (plain, ours))
-    minutes = [float(f"{ms * row.published / 6e4:.3g}") for ms in (a, b)]
+    return [-1e3 * np.diff(np.median(side, 0)).item() / (lengths[0] - lengths[1]) for side in (plain, ours)]
+
+
+def measure(slug, row, repeats=REPEATS):
+    """Milliseconds of a step of the first slice, and minutes of a published run with their ratio, plainly and ours."""
+    slices = [(row.published, row), *((steps, replace(row, knobs=row.knobs | knobs)) for steps, knobs in row.rest)]
+    published, ms = zip(*((steps, measure_slice(slug, part, repeats)) for steps, part in slices), strict=True)
+    plain, ours = np.array(published) @ np.array(ms) / 6e4
     return {
         "work": row.work,
-        "plain_ms": a,
-        "ours_ms": b,
-        "ratio": a / b,
-        "plain_minutes": minutes[0],
-        "ours_minutes": minutes[1],
+        "plain_ms": ms[0][0],
+        "ours_ms": ms[0][1],
+        "ratio": plain / ours,
+        "plain_minutes": float(f"{plain:.3g}"),
+        "ours_minutes": float(f"{ours:.3g}"),
     }
 
 
