@@ -145,16 +145,37 @@ def test_a_judged_claim_says_what_was_measured():
     added=st.integers(1, 50),
 )
 def test_seeds_without_noise_never_turn_a_decision_into_another(centre, spread, noise, bound, added):
-    """The added seeds all show what was decided: the mean, or where a band holds its point nearest to the mean."""
     values = centre + spread * np.array(noise)
     before = measure(bound, values)
     assume(before["outcome"] != "undecided")
-    kind, low, high, _ = read_bound(bound)
-    shown = before["mean"]
-    if kind == "band" and before["outcome"] == "holds":
+    assert measure(bound, add_seeds(values, before, added))["outcome"] == before["outcome"]
+
+
+def add_seeds(values, part, added):
+    """Seeds that all show what was decided: the mean, or where a band holds its point nearest to the mean."""
+    kind, low, high, _ = read_bound(part["bound"])
+    shown = part["mean"]
+    if kind == "band" and part["outcome"] == "holds":
         shown = np.clip(shown, low, high)
-    after = measure(bound, np.append(values, np.full(added, shown)))
-    assert after["outcome"] == before["outcome"]
+    return np.append(values, np.full(added, shown))
+
+
+@given(
+    centres=st.tuples(st.floats(66, 74), st.floats(-3, 3)),
+    spread=st.sampled_from([0.01, 0.1, 0.5, 1]),
+    noise=st.lists(st.floats(-1, 1), min_size=5, max_size=12),
+    added=st.integers(1, 50),
+)
+def test_seeds_without_noise_never_turn_a_verdict_of_decided_parts_into_another(centres, spread, noise, added):
+    """An undecided part may still be decided, which can turn *not reproduced* to *partly*: no part is one here."""
+    samples = {
+        name: centre + spread * np.array(noise) for name, centre in zip(("ticket", "minus dense"), centres, strict=True)
+    }
+    before = judge("lottery.70", samples)
+    parts = {part["part"]: part for part in before["measured"]}
+    assume(all(part["outcome"] != "undecided" for part in parts.values()))
+    more = {name: add_seeds(values, parts[name], added) for name, values in samples.items()}
+    assert judge("lottery.70", more)["verdict"] == before["verdict"]
 
 
 @given(hits=st.integers(0, 12), misses=st.integers(0, 12), times=st.integers(2, 5))
