@@ -15,11 +15,14 @@ import math
 import numbers
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from mnist1d import data, settings
@@ -56,7 +59,7 @@ class Claim:
     parts: int = 1  # the fewest parts that decide the claim, where the notebook names them
 
     @property
-    def criterion(self):
+    def criterion(self) -> str:
         """The criterion in words, made from the bound that decides it."""
         if isinstance(self.bound, str):
             return f"{self.measure}: {self.bound}" if self.bound else "none"
@@ -235,7 +238,7 @@ CLAIMS = {
 # fmt: on
 
 
-def read_bound(bound):
+def read_bound(bound: str) -> tuple[str, float, float, str]:
     """A bound as (kind, low, high, interval): the range in which it holds, and what its interval is made of.
 
     `kind` is "band", "bound", "equivalence" or "exact"; `interval` "t", "share" or "bootstrap".
@@ -252,7 +255,7 @@ def read_bound(bound):
     return kind, low, high, (made_of or "t").strip()
 
 
-def decide(bound, interval):
+def decide(bound: str, interval: Sequence[float] | None) -> str:
     """Whether a part "holds", "fails" or is "undecided", from its 95% interval (low, high), or None."""
     kind, low, high, _ = read_bound(bound)
     if interval is None:
@@ -267,7 +270,7 @@ def decide(bound, interval):
     return "holds" if inside else "fails" if outside else "undecided"
 
 
-def confidence_interval(values, level=0.95):
+def confidence_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
     """The t-interval of a mean over seeds: (mean, low, high). One value alone has no interval: NaN.
 
     Parameters
@@ -294,7 +297,7 @@ def confidence_interval(values, level=0.95):
     return mean, mean - half, mean + half
 
 
-def measure(bound, values, fewest=5):
+def measure(bound: str, values: np.ndarray, fewest: int = 5) -> dict:
     """One part: `bound`, `kind`, `mean`, `sd` (None of one value and of a share), `n`, 95% `interval`, `outcome`."""
     kind, _, _, made_of = read_bound(bound)
     n, mean, sd, interval = values.size, float(values.mean()), None, None
@@ -313,14 +316,14 @@ def measure(bound, values, fewest=5):
     return {"bound": bound, "kind": kind, "mean": mean, "sd": sd, "n": n, "interval": interval, "outcome": outcome}
 
 
-def conclude(outcomes):
+def conclude(outcomes: Sequence[str]) -> str:
     """The verdict on a claim from the outcomes of its parts."""
     if "fails" in outcomes:
         return "partly" if "holds" in outcomes else "not reproduced"
     return "undecided" if "undecided" in outcomes else "reproduced"
 
 
-def judge(claim_id, samples):
+def judge(claim_id: str, samples: ArrayLike | dict[str, ArrayLike]) -> dict:
     """Judge one claim.
 
     Parameters
@@ -363,7 +366,7 @@ def judge(claim_id, samples):
     return {"id": claim_id, **about, "verdict": verdict, "measured": measured, "parts_differ": differ}
 
 
-def to_json(value):
+def to_json(value: Any) -> Any:
     """Arrays and ranges as lists, floats with six significant digits, functions by name."""
     if isinstance(value, dict):
         return {str(k): to_json(v) for k, v in value.items()}
@@ -378,13 +381,13 @@ def to_json(value):
     return getattr(value, "__name__", value)
 
 
-def digest_cell(source):
+def digest_cell(source: str) -> str:
     """SHA-256 of a cell, without what the runner adds for other seeds and Colab's form changes: 16 digits."""
     source = re.sub(r'^PROFILE = "\w*"  # @param.*$', "", source.replace(settings.SHIFT, ""), flags=re.MULTILINE)
     return hashlib.sha256(source.strip().encode()).hexdigest()[:16]
 
 
-def no_verdict(slug):
+def no_verdict(slug: str) -> str:
     """Why this run of a notebook records no verdict, or "".
 
     Verdicts belong to the profile `paper`, the parameters of the published run (`published.json`, compared with
@@ -414,7 +417,7 @@ def no_verdict(slug):
     return "" if data.verify() else "data differ from the published run: no verdict"
 
 
-def format_measured(part):
+def format_measured(part: dict) -> str:
     """One measured part as text: "CNN 94.18 [93.1, 95.3], n = 6 ✓". The interval decides the decimals."""
     mean, interval = part["mean"], part["interval"]
     if interval is None or part["kind"] == "exact":

@@ -10,6 +10,7 @@ import re
 import threading
 import tokenize
 from collections import defaultdict
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -92,7 +93,7 @@ def _list_statements(package):
     return statements
 
 
-def code_digest(slug, root):
+def code_digest(slug: str, root: str | os.PathLike) -> str:
     """A digest of the code that decides a notebook's numbers and figures: its cells, and what they reach.
 
     From the words of the cells it goes through the package, one top-level statement at a time, to whatever a word
@@ -128,7 +129,15 @@ def _read_processor():
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def save_results(slug, *, seeds, numbers, verdicts, missing=None, images=()):
+def save_results(
+    slug: str,
+    *,
+    seeds: Sequence[int],
+    numbers: dict,
+    verdicts: list[dict],
+    missing: dict[str, str] | None = None,
+    images: Sequence[str] = (),
+) -> Verdicts:
     """Write the results file of a complete run, in one step. Call it last: its presence proves the run.
 
     Parameters
@@ -191,7 +200,7 @@ def save_results(slug, *, seeds, numbers, verdicts, missing=None, images=()):
     return Verdicts(verdicts)
 
 
-def load_results(slug):
+def load_results(slug: str) -> dict | None:
     """The committed results of another notebook, or None where there are none.
 
     Parameters
