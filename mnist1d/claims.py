@@ -36,6 +36,7 @@ __all__ = [
     "confidence_interval",
     "decide",
     "digest_cell",
+    "format_interval",
     "format_measured",
     "judge",
     "no_verdict",
@@ -295,6 +296,12 @@ def confidence_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, 
         float(stats.t.ppf((1 + level) / 2, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
     )
     return mean, mean - half, mean + half
+
+
+def format_interval(values: ArrayLike, form: str = ".1f") -> str:
+    """The mean and its 95% interval as text: "9.1 [8.6, 9.6]"."""
+    mean, low, high = confidence_interval(values)
+    return f"{mean:{form}} [{low:{form}}, {high:{form}}]"
 
 
 def measure(bound: str, values: np.ndarray, fewest: int = 5) -> dict:

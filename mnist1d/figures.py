@@ -20,6 +20,12 @@ COLORS = {
     "test": "#0072B2", "dense": "#000000", "random": "#D55E00", "ticket": "#0072B2", "other": "#CC79A7",
 }  # fmt: skip
 
+# Of activation functions, whose notebooks have colour maps for everything else.
+ACTIVATION_COLORS = {
+    "learned": "#000000", "ReLU": "#0072B2", "ELU": "#E69F00", "Swish": "#009E73", "GELU": "#D55E00", "tanh": "#CC79A7",
+    "sigmoid": "#56B4E9", "softplus": "#999999",
+}  # fmt: skip
+
 SPARE = ["#CC79A7", "#56B4E9", "#F0E442", "#000000", "#D55E00", "#009E73", "#0072B2", "#E69F00"]  # for other names
 
 STYLE = {

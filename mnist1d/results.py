@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from mnist1d import __version__, settings
 from mnist1d.claims import CLAIMS, Verdicts, no_verdict, to_json
 from mnist1d.utils import open_for_rename, show_written
 
-__all__ = ["code_digest", "load_results", "save_results"]
+__all__ = ["code_digest", "load_results", "save_results", "write_json"]
 
 LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "matplotlib")
 
@@ -129,6 +130,13 @@ def _read_processor():
     return found[1] if found else platform.processor() or platform.machine()
 
 
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Write JSON in one step."""
+    with open_for_rename(path, "w") as file:
+        json.dump(value, file, indent=1, allow_nan=False)
+        file.write("\n")
+
+
 def save_results(
     slug: str,
     *,
@@ -193,9 +201,7 @@ def save_results(
         "missing": missing,
     }
     path = settings.output_folder() / f"{slug}.json"
-    with open_for_rename(path, "w") as file:
-        json.dump(results, file, indent=1, allow_nan=False)
-        file.write("\n")
+    write_json(path, results)
     show_written(path)
     return Verdicts(verdicts)
 
