@@ -21,10 +21,11 @@ from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from scipy import stats
 from torch.nn import functional as F
 
@@ -35,6 +36,9 @@ from mnist1d.settings import get_device
 from mnist1d.training import Stack, check_labels, evaluate, fit, split_tensors, sweep
 from mnist1d.transform import check_integer, list_seeds, require
 from mnist1d.utils import open_for_rename
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["Comparison", "Comparisons", "compare", "judge_difference"]
 
@@ -61,7 +65,7 @@ def check_margin(margin):
     require(good, "margin", margin, "a finite number of at least 0")
 
 
-def judge_difference(difference, margin=0.5, level=0.95):
+def judge_difference(difference: ArrayLike, margin: float = 0.5, level: float = 0.95) -> tuple[str, int | None]:
     """What paired differences say.
 
     Parameters
@@ -150,7 +154,7 @@ class Comparison:
         self.answer = {arm: answer for arm, (answer, _) in judged.items()}
         self.needed = {arm: needed for arm, (_, needed) in judged.items()}
 
-    def describe(self, arm):
+    def describe(self, arm: str) -> str:
         """The answer for one arm in words."""
         if arm not in self.answer:
             return "baseline"
@@ -189,7 +193,7 @@ class Comparison:
             note += f" With equal differences for all seeds ({', '.join(equal)}) an interval says nothing of chance."
         return f"**{self.name}**\n\n{table}\n\n{note}"
 
-    def draw(self):
+    def draw(self) -> "Figure":
         """A figure: accuracies, and differences to the baseline beside the margin."""
         import matplotlib.pyplot as plt
 

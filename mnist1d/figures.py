@@ -1,16 +1,32 @@
 """The look of every figure."""
 
 import platform
+from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import ArrayLike
 
 from mnist1d.settings import get_device, get_jobs, output_folder, profile, start_clock
 from mnist1d.utils import open_for_rename, show_written
 
-__all__ = ["COLORS", "DOUBLE", "SINGLE", "assign_colors", "label_panels", "plot_mean", "save_figure", "setup"]
+__all__ = [
+    "ACTIVATION_COLORS",
+    "COLORS",
+    "DOUBLE",
+    "SINGLE",
+    "assign_colors",
+    "label_panels",
+    "plot_mean",
+    "save_figure",
+    "setup",
+]
 
 SINGLE, DOUBLE = 3.25, 6.75  # widths of one and of two columns of the paper, inches
 
@@ -36,7 +52,7 @@ STYLE = {
 }  # fmt: skip
 
 
-def setup():
+def setup() -> None:
     """Set the style of all plots and one thread a process, start the notebook's clock, print versions and device."""
     start_clock()
     plt.rcParams.update(STYLE)
@@ -45,7 +61,7 @@ def setup():
     print(f"{versions}, matplotlib {matplotlib.__version__}; {get_device()}, {get_jobs()} jobs; profile {profile()}")
 
 
-def save_figure(fig, name, alt=None):
+def save_figure(fig: Figure, name: str, alt: str | None = None) -> None:
     """Write a figure as PNG and PDF, without dates, each in one step, and say where.
 
     Parameters
@@ -67,7 +83,7 @@ def save_figure(fig, name, alt=None):
     show_written(*paths)
 
 
-def plot_mean(ax, x, samples, **style):
+def plot_mean(ax: Axes, x: ArrayLike, samples: ArrayLike, **style: Any) -> Line2D:
     """Draw the mean over seeds as a line and one standard deviation on either side as a band.
 
     Parameters
@@ -90,7 +106,7 @@ def plot_mean(ax, x, samples, **style):
     return line
 
 
-def assign_colors(names):
+def assign_colors(names: Sequence[str]) -> dict[str, str]:
     """A colour for every name: that of `COLORS` where it has one, else one that no other name here has.
 
     Parameters
@@ -108,7 +124,7 @@ def assign_colors(names):
     return known | {name: free[i % len(free)] for i, name in enumerate(others)}
 
 
-def label_panels(axes):
+def label_panels(axes: Axes | Sequence[Axes] | np.ndarray) -> None:
     """Write a, b, c ... at the upper left of each panel."""
     for letter, ax in zip("abcdefghijklmnop", np.ravel(axes), strict=False):
         ax.set_title(letter, loc="left", fontweight="bold")

@@ -342,7 +342,9 @@ def fit(
     return stack, {name: torch.stack(values, 1).cpu().numpy() for name, values in history.items()}
 
 
-def train(build, data, seeds, **options) -> dict[str, np.ndarray]:
+def train(
+    build: Callable[[], torch.nn.Module], data: dict | Sequence[dict], seeds: int | Sequence[int], **options: Any
+) -> dict[str, np.ndarray]:
     """Train one model per seed, all of them together where that gives the same numbers.
 
     Parameters
@@ -393,7 +395,7 @@ def train(build, data, seeds, **options) -> dict[str, np.ndarray]:
     return fit(build, data, seeds, **options)[1]
 
 
-def early_stopped(history):
+def early_stopped(history: Mapping[str, np.ndarray]) -> np.ndarray:
     """Test accuracy at the evaluation where the validation accuracy is highest (the first such one).
 
     Parameters

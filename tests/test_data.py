@@ -3,6 +3,7 @@
 import argparse
 import collections
 import hashlib
+import importlib
 import inspect
 import json
 import os
@@ -21,17 +22,7 @@ import pytest
 import torch
 
 import mnist1d
-from mnist1d import (
-    claims,
-    get_dataset,
-    get_dataset_args,
-    get_templates,
-    images,
-    make_dataset,
-    reorder,
-    results,
-    to_torch,
-)
+from mnist1d import get_dataset, get_dataset_args, get_templates, images, make_dataset, reorder, to_torch
 from mnist1d import transform as transform_one
 from mnist1d.transform import corr_noise_like, iid_noise_like, interpolate, pad, shear, translate
 from mnist1d.utils import ObjectView, to_pickle
@@ -839,7 +830,19 @@ def test_both_import_styles_and_no_heavy_import():
 
 def test_public_functions_are_annotated():
     assert (ROOT / "mnist1d" / "py.typed").is_file()
-    for module in (mnist1d.data, mnist1d.utils, sys.modules["mnist1d.transform"], images, claims, results):
+    names = (
+        "claims",
+        "comparison",
+        "data",
+        "figures",
+        "images",
+        "models",
+        "results",
+        "settings",
+        "training",
+        "transform",
+    )
+    for module in (mnist1d.utils, *(importlib.import_module(f"mnist1d.{name}") for name in names)):
         for name in module.__all__:
             function = getattr(module, name)
             if inspect.isfunction(function):
