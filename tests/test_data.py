@@ -22,7 +22,7 @@ import pytest
 import torch
 
 import mnist1d
-from mnist1d import get_dataset, get_dataset_args, get_templates, images, make_dataset, reorder, to_torch
+from mnist1d import get_dataset, get_dataset_args, get_templates, make_dataset, reorder, to_torch
 from mnist1d import transform as transform_one
 from mnist1d.transform import corr_noise_like, iid_noise_like, interpolate, pad, shear, translate
 from mnist1d.utils import ObjectView, to_pickle

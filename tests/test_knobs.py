@@ -1,0 +1,37 @@
+"""Knobs that cannot work are refused in the parameters cell, before any work, by name."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from notebooks import run_parameters
+
+IMPORTS = {  # what parameters cells name
+    "metalearn_lr": {"np": np},
+    "activation_transfer": {"torch": torch, "F": F, "learned_activation": F.elu},
+}
+
+
+@pytest.mark.parametrize(
+    ("slug", "knobs", "message"),
+    [
+        ("simclr", {"BATCH_SIZE": 10_000}, "BATCH_SIZE=10000: must be at most N_TRAIN"),
+        ("simclr", {"DEPTHS": (0, 1)}, "must hold the published 0, 2 and 4 layers"),
+        ("simclr", {"MAP_STEPS": 100}, "MAP_STEPS=100: must be at least 250"),
+        ("simclr", {"N_MAP": 30}, "N_MAP=30: must be more than 30"),
+        ("random_subspaces", {"N_IMAGES": 10}, "must be at most N_IMAGES=10"),
+        ("random_subspaces", {"BATCH_1D": 4001}, "BATCH_1D=4001: must be from 1 to the 4000"),
+        ("random_subspaces", {"EVALS": 0}, "EVALS=0: must be at least 1"),
+        ("construction", {"DIGIT": 10}, "DIGIT=10: must be from 0 to 9"),
+        ("construction", {"LOOP_SAMPLES": 5}, "LOOP_SAMPLES=5: must be at least 10"),
+        ("benchmarks", {"MNIST_DROPOUT": ()}, "must hold at least one rate"),
+        ("metalearn_lr", {"FAR_STARTS": ()}, "must hold at least one rate"),
+        ("activation_transfer", {"EPOCHS": ()}, "must hold one number of epochs or more, and rise"),
+        ("activation_transfer", {"EPOCHS": (4, 2)}, "must hold one number of epochs or more, and rise"),
+    ],
+)
+def test_knobs_that_cannot_work_are_refused_at_the_top(slug, knobs, message):
+    run_parameters(slug, **IMPORTS.get(slug, {}))
+    with pytest.raises(ValueError, match=message):
+        run_parameters(slug, **IMPORTS.get(slug, {}), **knobs)
