@@ -9,6 +9,7 @@ from notebooks import run_parameters
 
 IMPORTS = {  # what parameters cells name
     "metalearn_lr": {"np": np},
+    "metalearn_activation": {"torch": torch, "F": F},
     "activation_transfer": {"torch": torch, "F": F, "learned_activation": F.elu},
 }
 
@@ -27,6 +28,8 @@ IMPORTS = {  # what parameters cells name
         ("construction", {"LOOP_SAMPLES": 5}, "LOOP_SAMPLES=5: must be at least 10"),
         ("benchmarks", {"MNIST_DROPOUT": ()}, "must hold at least one rate"),
         ("metalearn_lr", {"FAR_STARTS": ()}, "must hold at least one rate"),
+        ("metalearn_activation", {"RIVALS": ("GELU", "ReLu")}, "must be among BASELINES"),
+        ("metalearn_activation", {"EVAL_SEEDS": range(2000, 2001)}, "must be at least as many as META_SEEDS"),
         ("activation_transfer", {"EPOCHS": ()}, "must hold one number of epochs or more, and rise"),
         ("activation_transfer", {"EPOCHS": (4, 2)}, "must hold one number of epochs or more, and rise"),
     ],
