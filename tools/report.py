@@ -56,8 +56,7 @@ WORK = {
     "lottery_tickets": ("99 rounds of 1500 steps, batch 100, twice; 15 curves of 6000 steps, batch 500",
                         ("LAST_ROUND", "STEPS", "BATCH_SIZE", "CURVE_STEPS", "CURVE_BATCH", "LARGE_BATCH_STEPS"),
                         lambda k: (2 * k["LAST_ROUND"] * k["STEPS"] * k["BATCH_SIZE"]
-                                   + (3 * k["CURVE_STEPS"] + 6 * k["LARGE_BATCH_STEPS"]) * k["CURVE_BATCH"])
-                        / (198 * 1500 * 100 + 15 * 6000 * 500)),
+                                   + 7 * k["CURVE_STEPS"] * k["CURVE_BATCH"]) / (198 * 1500 * 100 + 15 * 6000 * 500)),
     "double_descent": ("19 widths and 29 channels, 500 epochs", ("MLP_WIDTHS", "CNN_CHANNELS", "EPOCHS"),
                        lambda k: (len(k["MLP_WIDTHS"]) + len(k["CNN_CHANNELS"])) * k["EPOCHS"] / ((19 + 29) * 500)),
     "metalearn_lr": ("2 starts, 50 outer x 200 inner steps", ("STARTS", "OUTER_STEPS", "INNER_STEPS"),
