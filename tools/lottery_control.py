@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mnist1d import make_dataset, reorder
-from mnist1d.figures import COLORS, DOUBLE, STYLE
+from mnist1d.figures import COLORS, DOUBLE, STYLE, label_panels
 from mnist1d.results import code_digest
 from mnist1d.settings import get_device
 from mnist1d.training import Stack, accuracy, batches, split_tensors
@@ -106,8 +106,10 @@ def draw(acc, curves, every):
     axes[0].legend()
     for ax, (order, rows) in zip(axes[1:], curves.items(), strict=True):
         for name, values in rows.items():
-            ax.plot(np.arange(1, len(values)) * every, values[1:], color=COLORS[name])
+            ax.plot(np.arange(1, len(values)) * every, values[1:], color=COLORS[name], label=f"{name} {values[-1]:.1f}")
         ax.set(title=order, xlabel="step")
+        ax.legend(loc="lower right")
+    label_panels(axes)
     return fig
 
 
