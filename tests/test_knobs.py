@@ -30,8 +30,10 @@ IMPORTS = {  # what parameters cells name
         ("metalearn_lr", {"FAR_STARTS": ()}, "must hold at least one rate"),
         ("metalearn_activation", {"RIVALS": ("GELU", "ReLu")}, "must be among BASELINES"),
         ("metalearn_activation", {"EVAL_SEEDS": range(2000, 2001)}, "must be at least as many as META_SEEDS"),
-        ("activation_transfer", {"EPOCHS": ()}, "must hold one number of epochs or more, and rise"),
-        ("activation_transfer", {"EPOCHS": (4, 2)}, "must hold one number of epochs or more, and rise"),
+        ("activation_transfer", {"EPOCHS": ()}, "must hold one number of epochs or more, from 1 on, and rise"),
+        ("activation_transfer", {"EPOCHS": (4, 2)}, "must hold one number of epochs or more, from 1 on, and rise"),
+        ("activation_transfer", {"EPOCHS": (0, 10)}, "must hold one number of epochs or more, from 1 on, and rise"),
+        ("activation_transfer", {"ACTIVATIONS": {"ReLU": F.relu}}, "must hold .learned."),
     ],
 )
 def test_knobs_that_cannot_work_are_refused_at_the_top(slug, knobs, message):
