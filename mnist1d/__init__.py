@@ -28,24 +28,10 @@ except PackageNotFoundError:  # used from a checkout that was never installed
 
 # `compare` is public too, and not in this list: a star import would load torch.
 __all__ = [
-    "ObjectView",
-    "__version__",
-    "data",
-    "from_pickle",
-    "get_dataset",
-    "get_dataset_args",
-    "get_templates",
-    "load_human_answers",
-    "make_dataset",
-    "plot_signals",
-    "reorder",
-    "set_seed",
-    "to_pickle",
-    "to_torch",
-    "transform",
-    "utils",
-    "verify",
-]
+    "ObjectView", "__version__", "data", "from_pickle", "get_dataset", "get_dataset_args", "get_templates",
+    "load_human_answers", "make_dataset", "plot_signals", "reorder", "set_seed", "to_pickle", "to_torch", "transform",
+    "utils", "verify",
+]  # fmt: skip
 
 
 def __getattr__(name):

@@ -29,18 +29,9 @@ from mnist1d import data, settings
 from mnist1d.transform import require
 
 __all__ = [
-    "CLAIMS",
-    "SYMBOLS",
-    "Claim",
-    "Verdicts",
-    "confidence_interval",
-    "decide",
-    "digest_cell",
-    "format_interval",
-    "format_measured",
-    "judge",
-    "no_verdict",
-]
+    "CLAIMS", "SYMBOLS", "Claim", "Verdicts", "confidence_interval", "decide", "digest_cell", "format_interval",
+    "format_measured", "judge", "no_verdict",
+]  # fmt: skip
 
 SYMBOLS = {"holds": "✓", "fails": "✗", "undecided": "?"}  # of a part
 
@@ -56,7 +47,7 @@ class Claim:
     measure: str  # what is measured, with its unit
     bound: str | dict  # for every part alike, or one per part; empty for a claim that cannot be measured
     why: str  # this bound; or why the claim cannot be measured
-    n: int = 5  # the fewest seeds that decide a part
+    n: int = 5  # the fewest seeds that decide a part, unless its bound is exact
     parts: int = 1  # the fewest parts that decide the claim, where the notebook names them
 
     @property
@@ -292,9 +283,7 @@ def confidence_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, 
     require(isinstance(level, numbers.Real) and 0 < level < 1, "level", level, "a number between 0 and 1")
     require(np.ndim(values) == 1 and len(values) > 0, "values", values, "one number for each seed")
     n, mean = len(values), float(np.mean(values))
-    half = (
-        float(stats.t.ppf((1 + level) / 2, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
-    )
+    half = float(stats.t.ppf((1 + level) / 2, n - 1) * stats.sem(values)) if n > 1 else math.nan
     return mean, mean - half, mean + half
 
 
@@ -425,7 +414,7 @@ def no_verdict(slug: str) -> str:
 
 
 def format_measured(part: dict) -> str:
-    """One measured part as text: "CNN 94.18 [93.1, 95.3], n = 6 ✓". The interval decides the decimals."""
+    """One measured part as text: "CNN 94.2 [93.1, 95.3], n = 6". The interval decides the decimals."""
     mean, interval = part["mean"], part["interval"]
     if interval is None or part["kind"] == "exact":
         text = f"{mean:,.0f}" if mean == round(mean) else f"{mean:.3g}"

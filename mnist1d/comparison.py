@@ -53,9 +53,8 @@ LARGE = 50_000  # parameters; several such models at once leave a processor's ca
 def _power(mean, sd, n, margin, level):
     """Chance that an interval of n seeds leaves out zero or lies within the margin, if mean and sd are the truth."""
     reach, root = stats.t.ppf((1 + level) / 2, n - 1), math.sqrt(n) / sd
-    differs, low, high = stats.nct.sf(
-        reach, n - 1, root * np.array([abs(mean), margin - abs(mean), margin + abs(mean)])
-    )
+    shifts = root * np.array([abs(mean), margin - abs(mean), margin + abs(mean)])
+    differs, low, high = stats.nct.sf(reach, n - 1, shifts)
     return max(differs, low + high - 1)
 
 
@@ -104,11 +103,6 @@ def judge_difference(difference: ArrayLike, margin: float = 0.5, level: float = 
     return "undecided", more[0] + bisect(more, False, key=lambda n: bool(_power(mean, sd, n, margin, level) >= POWER))
 
 
-def _half_width_text(values):
-    mean, low, _ = confidence_interval(values)
-    return f"{mean:.2f} ± {mean - low:.2f}"
-
-
 @dataclass(eq=False, repr=False)
 class Comparison:
     """What :func:`compare` found on one dataset.
@@ -128,7 +122,7 @@ class Comparison:
         is only one and -inf where a run diverged.
     train_accuracy, parameters, seconds, diverged : dict
         Percent, after the last step; trainable numbers; CPU seconds of training one seed, where all are trained
-        together, or above 50,000 parameters in turn; the seeds that diverged.
+        together, or on a CPU above 50,000 parameters in turn; the seeds that diverged.
     margin, level : float
         The level of each interval of a difference: together, over arms and datasets, they hold with 95%.
     """
@@ -174,21 +168,20 @@ class Comparison:
             difference = f"{mean:+.2f} ({low:+.2f} to {high:+.2f})" if arm in self.answer else ""
             chosen = ", ".join(f"{k}={_name(v)}" for k, v in self.chosen[arm].items())
             cost = f"{self.parameters[arm]:,}", f"{self.seconds[arm]:.1f}"
-            accuracy = _half_width_text(values)
+            center, least, _ = confidence_interval(values)
+            accuracy = f"{center:.2f} ± {center - least:.2f}"
             if self.diverged.get(arm):
                 accuracy += f", {len(self.diverged[arm])} diverged"
             rows.append([str(arm), accuracy, *cost, difference, self.describe(arm), chosen])
         n = len(next(iter(self.accuracy.values())))
         table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
-        each = (
-            "" if self.level == 0.95 else f"; those of the differences hold together, each at {100 * self.level:.2f}%"
-        )
-        note = f"{n} seeds, 95% intervals given the chosen values{each}"
+        note = f"{n} seeds, 95% intervals given the chosen values"
+        if self.level != 0.95:
+            note += f"; those of the differences hold together, each at {100 * self.level:.2f}%"
         note += "; the test set was used once for each arm, after its last step."
         if any(self.needed.values()):
-            note += (
-                f" New seeds, all judged at once: so many would decide in {POWER:.0%} of cases, were this the truth."
-            )
+            note += " New seeds, all judged at once: so many would decide in"
+            note += f" {POWER:.0%} of cases, were this the truth."
         if equal := [str(arm) for arm, d in self.difference.items() if len(d) > 1 and d[0] and np.ptp(d) == 0]:
             note += f" With equal differences for all seeds ({', '.join(equal)}) an interval says nothing of chance."
         return f"**{self.name}**\n\n{table}\n\n{note}"
@@ -207,9 +200,8 @@ class Comparison:
         axes[1].axvspan(-self.margin, self.margin, color="#999999", alpha=0.25, label="margin", linewidth=0)
         axes[1].axvline(0, color="black", linewidth=0.6)
         axes[1].legend(loc="best")
-        axes[0].set(
-            xlabel="test accuracy (%)", yticks=range(len(self.accuracy)), yticklabels=list(map(str, self.accuracy))
-        )
+        axes[0].set_yticks(range(len(self.accuracy)), list(map(str, self.accuracy)))
+        axes[0].set(xlabel="test accuracy (%)")
         axes[1].set(xlabel=f"minus {next(iter(self.accuracy))} (points)", yticks=[])
         for ax in axes:
             ax.set_ylim(len(self.accuracy) - 0.5, -0.5)
@@ -428,7 +420,7 @@ def _run_arm(variant, seeds):
     final = arm | tries[best]
 
     def measure():
-        splits = [(data[f"x{split}"], data[f"y{split}"]) for split in ("", "_test")]  # the test set is read here alone
+        splits = [(data[f"x{split}"], data[f"y{split}"]) for split in ("", "_test")]  # the only use of the test set
         (train, test), used, parameters, diverged = _measure(final, data, seeds, splits)
         lost = [seed for seed, is_lost in zip(seeds, diverged, strict=True) if is_lost]
         return {"accuracy": test, "train": train, "seconds": used, "parameters": parameters, "diverged": lost}
@@ -475,7 +467,7 @@ def _check_arms(arms, tune, budget):
 def _try_arms(checked, data, validation, seeds):
     """Train every arm with every value that it may choose for one step: what is bad is said first."""
     for name, (arm, grid) in checked.items():
-        check_integer(arm["steps"], "steps", 1, 10**9, f"an integer of at least 1 in the arm {name!r}")
+        check_integer(arm["steps"], "steps", 1, rule=f"an integer of at least 1 in the arm {name!r}")
         part = {k: data[k] for k in "xy"}
         if _has_choice(grid):
             is_val = draw_validation(data["y"], validation, np.random.default_rng(0))
@@ -517,21 +509,20 @@ def _is_dataset(item):
 
 def _list_datasets(data):
     """Name to dataset, and whether there may be several."""
-    several, rule = True, "a dataset, make_dataset's arguments, or several of either"
+    rule = "a dataset, make_dataset's arguments, or several of either"
     require(not isinstance(data, (str, bytes, os.PathLike)), "data", data, rule)
-    if isinstance(data, Mapping) and not _is_dataset(data) and any(isinstance(v, Mapping) for v in data.values()):
-        named = list(data.items())
-    elif isinstance(data, Iterable) and not isinstance(data, Mapping):
-        named = [
-            (", ".join(f"{k}={v}" for k, v in item.items()) or "MNIST-1D", item)
-            if isinstance(item, Mapping) and not _is_dataset(item)
-            else (f"dataset {i}", item)
-            for i, item in enumerate(data, start=1)
-        ]
-    elif data is None or _is_dataset(data) or not isinstance(data, Mapping):
-        named, several = [("MNIST-1D" if data is None else "data", data)], False
+
+    def label(item, otherwise):
+        is_arguments = isinstance(item, Mapping) and not _is_dataset(item)
+        return (", ".join(f"{k}={v}" for k, v in item.items()) or "MNIST-1D") if is_arguments else otherwise
+
+    is_mapping = isinstance(data, Mapping)
+    by_name = is_mapping and not _is_dataset(data) and any(isinstance(v, Mapping) for v in data.values())
+    several = by_name or (isinstance(data, Iterable) and not is_mapping)
+    if several:
+        named = list(data.items()) if by_name else [(label(d, f"dataset {i}"), d) for i, d in enumerate(data, start=1)]
     else:
-        named, several = [(", ".join(f"{k}={v}" for k, v in data.items()) or "MNIST-1D", data)], False
+        named = [("MNIST-1D" if data is None else label(data, "data"), data)]
     names = [name for name, _ in named]
     require(names and len(set(names)) == len(names), "data", names, "one dataset, or several that differ")
     datasets = {name: item if _is_dataset(item) else make_dataset(item) for name, item in named}
@@ -604,7 +595,7 @@ def compare(
     chance, and a combination in which one did is not chosen.
     """
     for name, value in (("budget", budget), ("tune_seeds", tune_seeds)):
-        check_integer(value, name, 1, 10**9, "an integer of at least 1")
+        check_integer(value, name, 1)
     check_margin(margin)
     _check_cache(cache)
     is_fraction = isinstance(validation, numbers.Real) and 0 < validation < 1

@@ -25,15 +25,9 @@ if TYPE_CHECKING:
     from torch.utils.data import TensorDataset
 
 __all__ = [
-    "get_dataset",
-    "get_dataset_args",
-    "get_templates",
-    "load_human_answers",
-    "make_dataset",
-    "reorder",
-    "to_torch",
+    "get_dataset", "get_dataset_args", "get_templates", "load_human_answers", "make_dataset", "reorder", "to_torch",
     "verify",
-]
+]  # fmt: skip
 
 # Table 2 of the paper. `url` is where the frozen pickle was published; nothing is fetched from it.
 DEFAULTS = {
@@ -390,12 +384,12 @@ def make_dataset(args: Any = None, template: Mapping[str, Any] | None = None, **
     Returns
     -------
     dict
-        `x`, `x_test` (n, final_seq_length) float64, zero mean and unit variance over the dataset;
-        `y`, `y_test` (n,) int64; `t` (final_seq_length,) float64; `templates`. With `label_noise`
-        also `y_clean`; with `validation_split` also `x_val`, `y_val` (their labels stay clean). With `factors` for
-        each split (``shear``, ``shear_test``, ``shear_val``) `padding` (n,) int64, the zeros appended before the
-        digit was dilated; `scale` (n,) its amplitude; `shift` (n,) int64, positions of the padded signal; `shear` (n,)
-        the slope; and `clean` (n, final_seq_length), the signal `x` without either noise, under the same
+        `x`, `x_test` (n, final_seq_length) float64, zero mean and unit variance over the dataset; `y`, `y_test` (n,),
+        int64 where the template's labels are integers; `t` (final_seq_length,) float64; `templates`. With
+        `label_noise` also `y_clean`; with `validation_split` also `x_val`, `y_val` (their labels stay clean). With
+        `factors` for each split (``shear``, ``shear_test``, ``shear_val``) `padding` (n,) int64, the zeros appended
+        before the digit was dilated; `scale` (n,) its amplitude; `shift` (n,) int64, positions of the padded signal;
+        `shear` (n,) the slope; and `clean` (n, final_seq_length), the signal `x` without either noise, under the same
         standardisation.
 
     Raises
@@ -516,7 +510,7 @@ def get_dataset(
     verbose : bool
         Print where the data came from.
     download : bool
-        Accepted for compatibility. Nothing is downloaded: the frozen dataset is generated in 40 ms.
+        Accepted for compatibility. Nothing is downloaded: the frozen dataset is generated.
     regenerate : bool
         Do not read the file.
     **kwargs

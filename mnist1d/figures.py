@@ -17,16 +17,9 @@ from mnist1d.settings import get_device, get_jobs, output_folder, profile, start
 from mnist1d.utils import open_for_rename, show_written
 
 __all__ = [
-    "ACTIVATION_COLORS",
-    "COLORS",
-    "DOUBLE",
-    "SINGLE",
-    "assign_colors",
-    "label_panels",
-    "plot_mean",
-    "save_figure",
+    "ACTIVATION_COLORS", "COLORS", "DOUBLE", "SINGLE", "assign_colors", "label_panels", "plot_mean", "save_figure",
     "setup",
-]
+]  # fmt: skip
 
 SINGLE, DOUBLE = 3.25, 6.75  # widths of one and of two columns of the paper, inches
 
@@ -107,7 +100,7 @@ def plot_mean(ax: Axes, x: ArrayLike, samples: ArrayLike, **style: Any) -> Line2
 
 
 def assign_colors(names: Sequence[str]) -> dict[str, str]:
-    """A colour for every name: that of `COLORS` where it has one, else one that no other name here has.
+    """A colour for every name: that of `COLORS` where it has one, else one of its own as long as there are any.
 
     Parameters
     ----------

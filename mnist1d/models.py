@@ -1,4 +1,4 @@
-"""The four models of Table 1, on signals (batch, length)."""
+"""The four models of Table 1, on signals (batch, length), and the activation of Figure 7."""
 
 import torch
 from torch import nn

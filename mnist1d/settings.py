@@ -8,6 +8,8 @@
 | MNIST1D_OUTPUT | folder of figures and results | build/<profile> |
 | MNIST1D_SEED_OFFSET | what `make replicate` adds to every seed of a notebook | 0 |
 | JOBS | worker processes of a sweep | 1 on a GPU, else all usable cores |
+
+`MNIST1D_REPLAY` is the engine's: see :class:`mnist1d.engine.Stack`.
 """
 
 import os
@@ -22,21 +24,9 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "KEEP_MEMORY",
-    "find_root",
-    "get_device",
-    "get_jobs",
-    "is_seed",
-    "measure_peak_memory",
-    "note_peak_memory",
-    "output_folder",
-    "pick",
-    "profile",
-    "seconds",
-    "seed_offset",
-    "shift_seeds",
-    "start_clock",
-]
+    "KEEP_MEMORY", "find_root", "get_device", "get_jobs", "is_seed", "measure_peak_memory", "note_peak_memory",
+    "output_folder", "pick", "profile", "seconds", "seed_offset", "shift_seeds", "start_clock",
+]  # fmt: skip
 
 PROFILES = ("paper", "quick", "smoke")
 
@@ -165,11 +155,8 @@ def get_device() -> "torch.device":
 
 def find_root() -> Path | None:
     """The nearest folder above the current one that holds `notebooks` and `mnist1d`, or None."""
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / "notebooks").is_dir() and (folder / "mnist1d").is_dir():
-            return folder
-    return None
+    folders = (Path.cwd(), *Path.cwd().parents)
+    return next((f for f in folders if (f / "notebooks").is_dir() and (f / "mnist1d").is_dir()), None)
 
 
 def output_folder() -> Path:

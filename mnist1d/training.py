@@ -57,7 +57,7 @@ def split_tensors(
         Floating-point arrays take torch's default dtype, integers become int64; complex and bool stay.
         Views of one copy when all seeds share their data.
     """
-    datasets, n_seeds = list_datasets(data), check_integer(n_seeds, "n_seeds", 1, 2**32 - 1, "an integer of at least 1")
+    datasets, n_seeds = list_datasets(data), check_integer(n_seeds, "n_seeds", 1)
     if len(datasets) not in (1, n_seeds):
         raise ValueError(f"data: {len(datasets)} datasets for {n_seeds} seeds; must be one, or one per seed")
     for d in datasets:
@@ -154,7 +154,7 @@ def batches(
     if order not in ("cyclic", "shuffled"):
         raise ValueError(f"order={order!r}: must be 'cyclic' or 'shuffled'")
     check_integer(batch_size, "batch_size", 1, n, f"an integer from 1 to {n}, the number of training examples")
-    check_integer(steps, "steps", 0, 2**63 - 1, "an integer of at least 0")
+    check_integer(steps, "steps", 0)
     # Batches are taken from one table of all examples: faster than by an index of seeds and one of examples.
     tables = []
     for t in (x, y):
@@ -258,8 +258,8 @@ def fit(
     """
     device = get_device() if device is None else device
     seeds = list_seeds(seeds)
-    check_integer(steps, "steps", 0, 2**63 - 1, "an integer of at least 0")
-    check_integer(eval_every, "eval_every", 1, 2**63 - 1, "an integer of at least 1")
+    check_integer(steps, "steps", 0)
+    check_integer(eval_every, "eval_every", 1)
     for name, value in (("build", build), ("loss", loss), ("schedule", schedule)):
         require(callable(value) or (name == "schedule" and value is None), name, value, "callable")
     is_norm = clip is None or (isinstance(clip, numbers.Real) and clip > 0)
@@ -357,27 +357,16 @@ def train(
         An integer n means the seeds 0 to n - 1.
     steps, batch_size : int
         6000 and 100 by default.
-    learning_rate : float or sequence of float, optional
-        One for all, or one per seed; by default 0.01, or what a callable `optimizer` sets.
-    optimizer : {"adam", "sgd"} or callable
-        A callable maps one model's parameters to a ``torch.optim.Optimizer``.
-    momentum, weight_decay : float, optional
-        By default 0, or what a callable `optimizer` sets; an optimiser that has none is an error.
+    optimizer, learning_rate, momentum, weight_decay, loss, state, device, replay : optional
+        As for :class:`Stack`; by default Adam with a rate of 0.01, and ``F.cross_entropy``.
     order : {"cyclic", "shuffled"}
         As in :func:`batches`.
     eval_every : int
         Steps between evaluations, 250 by default; the first is before training, the last after `steps`.
     schedule : callable, optional
         Maps a step, from 0, to a factor of the learning rate; by default 1.
-    loss : callable
-        Maps one model's outputs and targets to a scalar; ``F.cross_entropy`` by default.
     clip : float, optional
         Largest norm of a model's gradient.
-    state : dict, optional
-        Name to tensor [seed, ...]: parameters and buffers in place of the initial ones of the same names.
-    device : torch.device or str, optional
-    replay : bool, optional
-        As for :class:`Stack`.
 
     Returns
     -------
@@ -420,19 +409,17 @@ def early_stopped(history: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 # Random generators and the default dtype belong to a whole process: of its threads one trains at a time.
-_turn = threading.Lock()
+_turn = threading.RLock()  # a sweep within a sweep has it already
 _thread = threading.local()
 
 
 def _run_task(run, variant, seeds, dtype):
-    if getattr(_thread, "in_task", False):  # of a sweep within a sweep
-        return _run_alone(run, variant, seeds, dtype)
     with _turn:
-        _thread.in_task = True
+        nested, _thread.in_task = getattr(_thread, "in_task", False), True
         try:
             return _run_alone(run, variant, seeds, dtype)
         finally:
-            _thread.in_task = False
+            _thread.in_task = nested
 
 
 def _run_alone(run, variant, seeds, dtype):
@@ -534,7 +521,7 @@ def sweep(
             raise ValueError(f"variants: the names {names} are not all different; pass a dict of name to variant")
         variants = dict(zip(names, variants, strict=True))
     seeds = list_seeds(seeds)
-    chunk = len(seeds) if chunk is None else check_integer(chunk, "chunk", 1, 2**63 - 1, "an integer of at least 1")
+    chunk = len(seeds) if chunk is None else check_integer(chunk, "chunk", 1)
     if not variants:
         raise ValueError("variants is empty: must hold at least one")
     tasks = [(name, seeds[i : i + chunk]) for name in variants for i in range(0, len(seeds), chunk)]

@@ -34,10 +34,11 @@ def require(condition: bool, name: str, value: Any, rule: str) -> None:
         raise ValueError(f"{name}={value!r}: must be {rule}")
 
 
-def check_integer(value: Any, name: str, low: int, high: int, rule: str | None = None) -> int:
+def check_integer(value: Any, name: str, low: int, high: int = 2**63 - 1, rule: str | None = None) -> int:
     """The value as an int, or a ValueError."""
     good = isinstance(value, numbers.Integral) and not isinstance(value, bool) and low <= value <= high
-    require(good, name, value, rule or f"an integer from {low} to {high}")
+    at_least = f"an integer of at least {low}" if high == 2**63 - 1 else f"an integer from {low} to {high}"
+    require(good, name, value, rule or at_least)
     return int(value)
 
 
@@ -55,15 +56,13 @@ def list_seeds(seeds: int | Sequence[int]) -> list[int]:
 
 def check_padding(padding: Any) -> tuple[int, int]:
     """The least and the largest number of zeros, or a ValueError."""
-    rule = "a pair of integers [low, high] with 0 <= low <= high"
     try:
-        low, high = padding
+        low, high = (check_integer(zeros, "padding", 0, LARGEST) for zeros in padding)
+        good = low <= high
     except (TypeError, ValueError):
-        require(False, "padding", padding, rule)
-    for zeros in (low, high):
-        require(isinstance(zeros, numbers.Integral) and not isinstance(zeros, bool), "padding", padding, rule)
-    require(0 <= low <= high <= LARGEST, "padding", padding, rule)
-    return int(low), int(high)
+        good = False
+    require(good, "padding", padding, "a pair of integers [low, high] with 0 <= low <= high")
+    return low, high
 
 
 def check_translation(max_translation: Any, length: int) -> int:
@@ -198,7 +197,7 @@ def transform(x: np.ndarray, y: np.ndarray, args: Any, eps: float = 1e-8) -> tup
     args : object or mapping
         Needs the arguments of :func:`mnist1d.get_dataset_args` from `template_len` to `final_seq_length`.
     eps : float
-        Lifts the template off zero, so that noise fills the padding alone.
+        Lifts the template off zero, so that correlated noise fills the padding alone.
 
     Returns
     -------
@@ -207,7 +206,7 @@ def transform(x: np.ndarray, y: np.ndarray, args: Any, eps: float = 1e-8) -> tup
     Raises
     ------
     ValueError
-        If an argument is missing, of another type or out of range.
+        If an argument is missing or of another type, or a number of positions is out of range.
     """
     args = ObjectView(dict(args)) if isinstance(args, Mapping) else args
     missing = [name for name in NEEDED if not hasattr(args, name)]

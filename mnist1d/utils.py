@@ -1,4 +1,4 @@
-"""Small helpers that existing code imports: seeding, safe pickles, attribute views, a quick plot."""
+"""Small helpers: seeding, safe pickles, attribute views, a quick plot, files that appear by rename."""
 
 import argparse
 import os
@@ -125,15 +125,13 @@ def from_pickle(path: str | bytes | os.PathLike, trusted: bool = False) -> Any:
     with open(expand(path), "rb") as file:
         if trusted:
             return pickle.load(file)
+        classes = {"argparse.Namespace": argparse.Namespace, "mnist1d.utils.ObjectView": ObjectView}
         try:
-            return pickles.load(
-                file, {"argparse.Namespace": argparse.Namespace, "mnist1d.utils.ObjectView": ObjectView}
-            )
+            return pickles.load(file, classes)
         except pickle.UnpicklingError as error:
-            way_out = "; from_pickle(path, trusted=True) reads any pickle and runs what it names"
-            raise pickle.UnpicklingError(
-                f"{path}: {error}{way_out if str(error).startswith('refused') else ''}"
-            ) from error
+            refused = str(error).startswith("refused")
+            way_out = "; from_pickle(path, trusted=True) reads any pickle and runs what it names" if refused else ""
+            raise pickle.UnpicklingError(f"{path}: {error}{way_out}") from error
 
 
 def plot_signals(

@@ -153,9 +153,13 @@ def test_knobs_are_used(slug):
 
 
 def test_package_imports_in_one_direction():
-    order = ["utils", "transform", "data", "models", "training", "images", "figures", "claims"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    (line,) = [line for line in readme if line.startswith("The package is read in this order")]
+    order, package = re.findall(r"`(\w+)`", line), ROOT / "mnist1d"
+    assert set(order) == {path.stem for path in package.glob("[!_]*.py")} | {"engine"}
     for i, module in enumerate(order):
-        source = (ROOT / "mnist1d" / f"{module}.py").read_text(encoding="utf-8")
+        paths = [package / f"{module}.py"] if module != "engine" else package.glob("engine/*.py")
+        source = "\n".join(path.read_text(encoding="utf-8") for path in paths)
         top = [line for line in source.splitlines() if re.match(r"(from|import) ", line)]
         for later in order[i + 1 :]:
             assert not any(re.search(rf"mnist1d(\.| import .*\b){later}\b", line) for line in top), (module, later)
