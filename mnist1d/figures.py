@@ -16,10 +16,7 @@ from numpy.typing import ArrayLike
 from mnist1d.settings import get_device, get_jobs, output_folder, profile, start_clock
 from mnist1d.utils import open_for_rename, show_written
 
-__all__ = [
-    "ACTIVATION_COLORS", "COLORS", "DOUBLE", "SINGLE", "assign_colors", "label_panels", "plot_mean", "save_figure",
-    "setup",
-]  # fmt: skip
+__all__ = ["COLORS", "DOUBLE", "SINGLE", "assign_colors", "label_panels", "plot_mean", "save_figure", "setup"]
 
 SINGLE, DOUBLE = 3.25, 6.75  # widths of one and of two columns of the paper, inches
 
@@ -27,12 +24,6 @@ SINGLE, DOUBLE = 3.25, 6.75  # widths of one and of two columns of the paper, in
 COLORS = {
     "logistic": "#D55E00", "MLP": "#009E73", "CNN": "#0072B2", "GRU": "#E69F00", "human": "#999999", "train": "#999999",
     "test": "#0072B2", "dense": "#000000", "random": "#D55E00", "ticket": "#0072B2", "other": "#CC79A7",
-}  # fmt: skip
-
-# Of activation functions, whose notebooks have colour maps for everything else.
-ACTIVATION_COLORS = {
-    "learned": "#000000", "ReLU": "#0072B2", "ELU": "#E69F00", "Swish": "#009E73", "GELU": "#D55E00", "tanh": "#CC79A7",
-    "sigmoid": "#56B4E9", "softplus": "#999999",
 }  # fmt: skip
 
 SPARE = ["#CC79A7", "#56B4E9", "#F0E442", "#000000", "#D55E00", "#009E73", "#0072B2", "#E69F00"]  # for other names

@@ -9,7 +9,6 @@ from notebooks import run_parameters
 
 IMPORTS = {  # what parameters cells name
     "metalearn_lr": {"np": np},
-    "metalearn_activation": {"torch": torch, "F": F},
     "activation_transfer": {"torch": torch, "F": F, "learned_activation": F.elu},
 }
 
@@ -28,10 +27,6 @@ IMPORTS = {  # what parameters cells name
         ("construction", {"LOOP_SAMPLES": 5}, "LOOP_SAMPLES=5: must be at least 10"),
         ("benchmarks", {"MNIST_DROPOUT": ()}, "must hold at least one rate"),
         ("metalearn_lr", {"FAR_STARTS": ()}, "must hold at least one rate"),
-        ("metalearn_activation", {"RIVALS": ("GELU", "ReLu")}, "RIVALS=.*must be among"),
-        ("metalearn_activation", {"PUBLISHED": "three"}, "PUBLISHED=.three.*must be among"),
-        ("metalearn_activation", {"RATES": ()}, "RATES=.*not empty"),
-        ("metalearn_activation", {"EVAL_SEEDS": range(2000, 2001)}, "EVAL_SEEDS=.*must be as many as META_SEEDS"),
         ("activation_transfer", {"EPOCHS": ()}, "must hold one number of epochs or more, from 1 on, and rise"),
         ("activation_transfer", {"EPOCHS": (4, 2)}, "must hold one number of epochs or more, from 1 on, and rise"),
         ("activation_transfer", {"EPOCHS": (0, 10)}, "must hold one number of epochs or more, from 1 on, and rise"),
