@@ -467,7 +467,7 @@ def _check_arms(arms, tune, budget):
 def _try_arms(checked, data, validation, seeds):
     """Train every arm with every value that it may choose for one step: what is bad is said first."""
     for name, (arm, grid) in checked.items():
-        check_integer(arm["steps"], "steps", 1, rule=f"an integer of at least 1 in the arm {name!r}")
+        check_integer(arm["steps"], "steps", 1, 10**9, f"an integer of at least 1 in the arm {name!r}")
         part = {k: data[k] for k in "xy"}
         if _has_choice(grid):
             is_val = draw_validation(data["y"], validation, np.random.default_rng(0))
@@ -595,7 +595,7 @@ def compare(
     chance, and a combination in which one did is not chosen.
     """
     for name, value in (("budget", budget), ("tune_seeds", tune_seeds)):
-        check_integer(value, name, 1)
+        check_integer(value, name, 1, 10**9, "an integer of at least 1")
     check_margin(margin)
     _check_cache(cache)
     is_fraction = isinstance(validation, numbers.Real) and 0 < validation < 1
