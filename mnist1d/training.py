@@ -284,6 +284,9 @@ def fit(
         stack.reuse_grads = stack.optimizers.are_of_torch
         return stack
 
+    def can_return():  # schedulers and optimisers of one's own may remember anything
+        return stack.optimizers.are_of_torch and not stack.optimizers.have_schedulers
+
     stack = make_stack()
     rule = "None, a scheduler of the optimiser sets the rate"
     require(schedule is None or not stack.optimizers.have_schedulers, "schedule", schedule, rule)
@@ -291,7 +294,7 @@ def fit(
     diverged = torch.zeros(len(seeds), dtype=torch.bool, device=device)
     losses = torch.full((len(seeds),), torch.nan, device=device)
     # Step, models, losses, who has diverged and evaluations at the last check of the replay.
-    safe = start = 0, stack.state_dict(), losses, diverged, 0
+    safe = start = 0, None, losses, diverged, 0
     in_worker = multiprocessing.current_process().name != "MainProcess"
     bar = tqdm(total=steps, desc="training", delay=10, leave=False, disable=True if in_worker else None)
     step = 0
@@ -319,7 +322,7 @@ def fit(
             stack.check_next = step == steps - 1  # a replay that has gone wrong since the last check is found
             losses = stack.backward(xb, yb)
         except ReplayError as error:
-            if stack.optimizers.have_schedulers or not stack.optimizers.are_of_torch:  # these may remember anything
+            if not can_return():
                 safe = start
             warnings.warn(f"{error}: training goes on without it from step {safe[0]}", stacklevel=3)
             step, saved, losses, diverged, n_evals = safe
@@ -336,7 +339,7 @@ def fit(
         stack.step(factor)
         step += 1
         bar.update()
-        if stack.checked > checks:
+        if stack.checked > checks and can_return():
             safe = step, stack.state_dict(), losses, diverged, len(history["train_loss"])
     bar.close()
     return stack, {name: torch.stack(values, 1).cpu().numpy() for name, values in history.items()}

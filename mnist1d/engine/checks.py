@@ -132,9 +132,38 @@ def encloses_itself(module):
     return any(reaches(v) for part in parts for k, v in vars(part).items() if k not in INTERNAL and k != refs)
 
 
-def _keep_contents(value, depth=8):
-    """A function that gives containers, objects and generators back what they hold now; None for other values."""
-    if isinstance(value, (*SIMPLE, *FUNCTIONS, *BOUND)) or not depth:
+def _keep_tensor(tensor):
+    if tensor.requires_grad or tensor.layout != torch.strided or is_lazy(tensor):
+        return None
+    try:
+        kept = tensor.clone()
+    except RuntimeError:  # what a `vmap` that has ended left in an attribute: it is made anew at every call
+        return None
+
+    def restore():
+        if not torch.equal(tensor, kept):
+            tensor.data.copy_(kept)
+
+    return restore
+
+
+def _keep_contents(values, seen, depth=8):
+    """Functions that give containers, objects, tensors and generators back what they hold now, each once."""
+    kept = []
+    for value in values:
+        if not isinstance(value, (*SIMPLE, *FUNCTIONS, types.ModuleType)) and depth and id(value) not in seen:
+            seen[id(value)] = value  # held, so that nothing else gets its address
+            if restore := _keep_content(value, seen, depth - 1):
+                kept.append(restore)
+    return kept
+
+
+def _keep_content(value, seen, depth):
+    if isinstance(value, torch.Tensor):
+        return _keep_tensor(value)
+    if isinstance(value, nn.Module):
+        return _keep_modules([value], seen, depth, buffers=True)
+    if isinstance(value, BOUND):
         return None
     if isinstance(value, torch.Generator):
         return functools.partial(value.set_state, value.get_state())
@@ -149,8 +178,9 @@ def _keep_contents(value, depth=8):
     elif isinstance(value, (dict, set)):
         held, within, refill = value.copy(), value.values() if isinstance(value, dict) else (), value.update
     else:
-        return _keep_contents(vars(value), depth - 1) if hasattr(value, "__dict__") and _is_plain(value) else None
-    inner = [restore for v in within if (restore := _keep_contents(v, depth - 1))]
+        is_open = hasattr(value, "__dict__") and (_is_plain(value) or not _is_library(type(value)))
+        return _keep_content(vars(value), seen, depth) if is_open else None
+    inner = _keep_contents(within, seen, depth)
 
     def restore():
         value.clear()
@@ -161,54 +191,61 @@ def _keep_contents(value, depth=8):
     return restore
 
 
-@contextmanager
-def keep_attributes(modules):
-    """Leave what the modules hold in their attributes, their modes included, as it was."""
-    parts = [part for module in modules for part in module.modules()]
+def _keep_modules(modules, seen, depth=8, buffers=False):
+    """A function that gives the modules back what their attributes, and on demand their buffers, hold now."""
+    parts = list(dict.fromkeys(part for module in modules for part in module.modules()))
     saved = [(part, dict(vars(part)), dict(part._buffers)) for part in parts]
-    contents = [restore for part in parts for v in _list_attributes(part) if (restore := _keep_contents(v))]
-    try:
-        yield
-    finally:
-        for part, values, buffers in saved:
+    held = [v for part in parts for v in (*_list_attributes(part), *(part._buffers.values() if buffers else ()))]
+    contents = _keep_contents(held, seen, depth)
+
+    def restore():
+        for part, values, own in saved:
             vars(part).clear()
             vars(part).update(values)
             part._buffers.clear()
-            part._buffers.update(buffers)
+            part._buffers.update(own)
         for restore in contents:
             restore()
+
+    return restore
+
+
+@contextmanager
+def keep_attributes(modules):
+    """Leave what the modules hold in their attributes, their modes included, as it was."""
+    restore = _keep_modules(modules, {})
+    try:
+        yield
+    finally:
+        restore()
 
 
 @contextmanager
 def keep_function(function):
-    """Leave what a loss counts or remembers as it was: in attributes, modules, its closure and globals it names."""
+    """Leave what a loss counts or remembers as it was: in attributes, modules, and what it and its helpers read."""
     modules = list_modules(function)
-    buffers = [(buffer, buffer.detach().clone()) for module in modules for buffer in module.buffers()]
     while isinstance(function, (functools.partial, types.MethodType)):
         function = function.func if isinstance(function, functools.partial) else function.__self__
     held = [vars(function)] if hasattr(function, "__dict__") and not isinstance(function, nn.Module) else []
-    cells, names = [], {}
-    if isinstance(function, types.FunctionType):
-        cells = [(c, c.cell_contents) for c in function.__closure__ or () if _is_filled(c)]
-        known = function.__globals__
-        names = [name for name in function.__code__.co_names if name in known and isinstance(known[name], SIMPLE)]
-        names = {name: known[name] for name in names}
-        held += [value for _, value in cells]
-    restores = [restore for value in held if (restore := _keep_contents(value))]
-    with keep_attributes(modules):
-        try:
-            yield
-        finally:
-            for cell, value in cells:
-                if cell.cell_contents is not value:
-                    cell.cell_contents = value
-            if any(function.__globals__.get(name) is not value for name, value in names.items()):
-                function.__globals__.update(names)
-            for restore in restores:
-                restore()
-    with torch.no_grad():
-        for buffer, value in buffers:
-            buffer.copy_(value)
+    cells, names = [], []
+    for f in _list_helpers([function]):
+        cells += [(c, c.cell_contents) for c in f.__closure__ or () if _is_filled(c)]
+        known = f.__globals__
+        found = [name for name in list_names(f.__code__) if name in known and isinstance(known[name], SIMPLE)]
+        names += [(known, name, known[name]) for name in found]
+        held += filter(_may_change, _read_names(f))
+    restores = _keep_contents([*modules, *held], {})
+    try:
+        yield
+    finally:
+        for cell, value in cells:
+            if cell.cell_contents is not value:
+                cell.cell_contents = value
+        for known, name, value in names:
+            if known.get(name) is not value:
+                known[name] = value
+        for restore in restores:
+            restore()
 
 
 def _freeze(value, seen=None):
@@ -244,7 +281,7 @@ def _freeze(value, seen=None):
         parts = every(items)
         return frozenset(parts) if isinstance(value, (set, frozenset)) else parts
     if isinstance(value, nn.Module):
-        return freeze_module(value, seen=seen)
+        return freeze_module(value, seen=seen), freeze_tensors(value, buffers=True)
     if isinstance(value, np.ndarray):
         if value.dtype.hasobject:
             return every(value.ravel().tolist())
@@ -395,6 +432,8 @@ def list_modules(function):
     """The modules that a loss is, holds, encloses or names."""
     if isinstance(function, nn.Module):
         return [function]
+    if isinstance(function, FUNCTIONS) and _is_library(function):
+        return []
     if isinstance(function, functools.partial):
         near = [function.func, *function.args, *function.keywords.values()]
         return list(dict.fromkeys(module for value in near for module in list_modules(value)))
@@ -418,17 +457,21 @@ def _list_methods(kind):
 
 def names_autograd(module, function):
     """Whether forward passes or loss name what autograd knows of a tensor, which `vmap` does not tell as it is."""
-
-    def keep_own(found):
-        return {f for f in found if isinstance(f, types.FunctionType) and _may_change(f)}
-
     parts = [part for m in [module, *list_modules(function)] for part in m.modules()]
     objects = {type(value) for part in parts for value in [part, *_list_attributes(part)]}
     methods = [f for kind in objects if not _is_library(kind) for f in _list_methods(kind)]
-    near = keep_own([*methods, function, getattr(function, "func", None), getattr(function, "__func__", None)])
-    for _ in range(3):  # and what these call
-        near |= keep_own([f for g in near for f in _read_names(g)])
+    near = _list_helpers([*methods, function, getattr(function, "func", None), getattr(function, "__func__", None)])
     return any({"requires_grad", "is_leaf", "Parameter"} & {*list_names(f.__code__)} for f in near)
+
+
+def _list_helpers(found):
+    """The functions among some values that are no library's, and those that these name, over three levels."""
+    helpers = {}
+    for _ in range(4):
+        new = [f for f in found if isinstance(f, types.FunctionType) and _may_change(f) and f not in helpers]
+        helpers |= dict.fromkeys(new)
+        found = [f for g in new for f in _read_names(g)]
+    return list(helpers)
 
 
 def identify(function):

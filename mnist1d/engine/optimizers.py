@@ -2,6 +2,7 @@
 
 import copy
 import numbers
+import sys
 
 import numpy as np
 import torch
@@ -50,9 +51,10 @@ class Optimizers:
         for i in range(len(modules)):
             with random_of(i):
                 each.append(self._build(i))
-        self._each = each  # for when a shared one is split, or an option of theirs changed by whoever made them
-        self._made = [] if isinstance(optimizer, str) else [[dict(g) for g in opt.param_groups] for opt in each]
-        self._shared = not np.ndim(learning_rate) and self._can_share(each)
+        self._each = each  # for when a shared one is split
+        alone = {sys.getrefcount(opt) for opt in [object()]}  # of what nobody else holds, counted as the next ones are
+        is_held = {sys.getrefcount(opt) for opt in each} != alone  # by who made them, to change state or options
+        self._shared = self._can_share(each) and not np.ndim(learning_rate) and not is_held
         if self._shared:
             whole = {id(p): params[name] for name, p in modules[0].named_parameters()}
             groups = [{**g, "params": [whole[id(p)] for p in g["params"]]} for g in each[0].param_groups]
@@ -147,14 +149,11 @@ class Optimizers:
         random_of : callable
             As above.
         """
-        if self._shared and any(opt.param_groups != made for opt, made in zip(self._each, self._made, strict=False)):
-            now = [[dict(group) for group in opt.param_groups] for opt in self._each]
-            self.split()
-            for opt, groups, made in zip(self._each, now, self._made, strict=True):
-                for group, new, old in zip(opt.param_groups, groups, made, strict=True):
-                    group |= {name: value for name, value in new.items() if value != old[name]}
         for opt, rates, last in zip(self._optimizers, self._rates, self._last, strict=True):
             for j, group in enumerate(opt.param_groups):
+                if j == len(rates):  # somebody has added it
+                    rates.append(group.get("lr"))
+                    last.append(group.get("lr"))
                 if "lr" in group:
                     if factor != 1 and "initial_lr" in group:
                         raise ValueError("schedule: must be None, a scheduler of the optimiser sets the rate")

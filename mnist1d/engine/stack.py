@@ -84,6 +84,10 @@ class _Objective(nn.Module):
         return self.objective(self.module, *batch)
 
 
+def _has_own_modes(part):
+    return type(part).train is not nn.Module.train or type(part).eval is not nn.Module.eval
+
+
 def _copy(batch):
     """A batch to write on; an axis that all models share is copied once."""
     return [t[:1].clone().expand_as(t) if t.stride(0) == 0 else t.clone() for t in batch]
@@ -96,7 +100,8 @@ class Stack:
     ----------
     build : callable
         ``build()`` returns an ``nn.Module``. Model i is built after python, numpy and torch were seeded with
-        ``seeds[i]``, and draws on from there; the global random states are left as they were.
+        ``seeds[i]``, and draws on from there; the global random states are left as they were. Steps are made in
+        training mode, also where `build` returns a model in evaluation mode; parts of it that are, stay so.
     seeds : sequence of int
     loss : callable
         Maps one model's outputs and targets to a scalar, as ``F.cross_entropy`` does.
@@ -112,7 +117,8 @@ class Stack:
         Name to tensor [seed, ...]: initial parameters and buffers in place of what `build` drew.
     device : torch.device or str
     example : tuple of Tensor, optional
-        A batch [seed, example, ...], for modules that take their shapes from the first one (lazy layers).
+        A batch [seed, example, ...], for modules that take their shapes from the first one (lazy layers): these are
+        made by a pass in evaluation mode.
     replay : bool, optional
         Record a step and replay it; by default unless the environment variable MNIST1D_REPLAY is 0.
 
@@ -165,6 +171,8 @@ class Stack:
                     raise ValueError(f"build: returned {type(module).__name__}; must return a torch.nn.Module")
                 if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
                     raise ValueError("build: the module holds TorchScript; must be of Python modules alone")
+                if not module.training or any(_has_own_modes(part) for part in module.modules()):
+                    module.train()  # as a loop does; what `build` alone has put into evaluation mode stays there
                 module = module.to(device)
                 if any(is_lazy(p) for p in [*module.parameters(), *module.buffers()]):
                     if example is None:
@@ -195,11 +203,10 @@ class Stack:
         self._flags = {name: p.requires_grad for name, p in self.params.items()}  # as the modules have them
         self._writes_batch = False
         self._watched = []
-        own = [type(part) for part in self.modules[0].modules()]  # LoRA merges its weights there
-        self._has_own_modes = any(k.train is not nn.Module.train or k.eval is not nn.Module.eval for k in own)
+        self._has_own_modes = any(map(_has_own_modes, self.modules[0].modules()))  # LoRA merges its weights there
         self._replay = os.environ.get("MNIST1D_REPLAY", "1") != "0" if replay is None else replay
         self._recordings, self._since_check, self.checked, self._outside, self._inside = {}, 0, 0, None, None
-        self._losses, self._seen = None, None
+        self._losses, self._seen, self._attributes, self._flagged = None, None, [], []
         self._since_plain = self._steps = 0  # since the last comparison with the plain way, and in all
         self._gaps, self._gap, self._widest, self._has_changed = random.Random(0), 1, 8, False
         settings = optimizer, learning_rate, momentum, weight_decay
@@ -492,8 +499,10 @@ class Stack:
         return [losses.detach(), *grads]
 
     def _get_outside(self):
-        """What loss and forward passes read besides tensors; looked at before every replay."""
-        return freeze_function(self.objective or self.loss), *(freeze() for freeze in self._watched)
+        """What loss and forward passes read besides the batch; looked at before every replay."""
+        function = self.objective or self.loss
+        tensors = [freeze_tensors(module, buffers=True) for module in list_modules(function)]
+        return freeze_function(function), tensors, *(freeze() for freeze in self._watched)
 
     def _get_inside(self):
         """What the module holds besides: looked at where a replay is compared."""
@@ -618,6 +627,8 @@ class Stack:
         self._restore_inner(before)
         self._python_rng[:] = drawn  # if it differs, another thread drew
         self.stacked = True
+        self._attributes = [(vars(part), dict(vars(part))) for m in self.modules for part in m.modules()]
+        self._flagged = [(p, name) for m in self.modules for name, p in m.named_parameters()]
         return self._compute(batch)
 
     def _find_difference(self, batch, plain, names, after, fresh):
@@ -642,6 +653,16 @@ class Stack:
         except Exception as error:  # whatever a module does that vmap cannot; the plain way has just worked
             return str(error).strip().splitlines()[0] or type(error).__name__
 
+    def _look_at_models(self):
+        """Where whoever built the models has changed one of them since, go on one by one, with what it is now."""
+        try:
+            is_same = all(now == was for now, was in self._attributes)
+        except (RuntimeError, ValueError):  # another array or tensor in the place of one
+            is_same = False
+        if not is_same or any(p.requires_grad != self._flags[name] for p, name in self._flagged):
+            self.part()
+            self._explain("a model was changed from outside", None)
+
     def _is_due(self):
         """Whether this step is one to compare with the plain way: the next two, the last, and some between."""
         outside = self._get_outside()
@@ -661,7 +682,10 @@ class Stack:
         try:
             values = {name: p.detach().clone() for name, p in self.params.items()}
             with keep_attributes(self.modules), keep_function(function):
+                held = freeze_module(self.modules[0]), freeze_tensors(self.modules[0])
                 losses = self._backward_plain(batch)
+                if held != (freeze_module(self.modules[0]), freeze_tensors(self.modules[0])):  # it begins to remember
+                    return False
             pairs = [(p, values[name]) for name, p in self.params.items()]
             if not all(torch.allclose(p, value, 0, 0, equal_nan=True) for p, value in pairs):  # in a forward pass
                 self._load(values)
@@ -832,6 +856,8 @@ class Stack:
     def _compute(self, batch):
         if self.stacked is None:
             return self._decide(batch)
+        if self.stacked:
+            self._look_at_models()
         if not self.stacked:
             return self._backward_plain(batch)
         try:
@@ -937,6 +963,8 @@ class Stack:
         """
         self._check_batch(batch)
         saved, python = self._save_inner(), list(self._python_rng)
+        if self.stacked:
+            self._look_at_models()
         try:
             modules = [*self.modules, *([self._template] if self._template is not None else [])]
             is_loss = function == self.compute_loss

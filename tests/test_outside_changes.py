@@ -1,0 +1,351 @@
+"""What somebody changes from outside while models train counts from the next step on; an evaluation changes nothing."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mnist1d.engine import Stack
+from mnist1d.training import fit, train
+from mnist1d.utils import set_seed
+from test_later_batches import check
+from test_state import draw_batches, make_sgd
+from zoo import CLASSES, LENGTH, Base
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*one seed after the other", "ignore:training steps are not replayed")
+MADE = []
+
+
+class Handle(Base):
+    """Is known to whoever builds it."""
+
+    def __init__(self):
+        super().__init__()
+        self.drop, self.temperature = nn.Dropout(0.0), 1.0
+        MADE.append(self)
+
+    def forward(self, x):
+        return self.drop(super().forward(x)) / self.temperature
+
+
+def ramp_dropout(step):
+    for model in MADE:
+        model.drop.p = min(0.6, 0.02 * step)
+
+
+def heat(step):
+    for model in MADE:
+        model.temperature = 0.2 if step >= 34 else 1.0
+
+
+def freeze(step):
+    for model in MADE:
+        next(model.parameters()).requires_grad_(not 34 <= step < 60)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("change", [ramp_dropout, heat, freeze])
+def test_a_model_that_is_changed_by_who_built_it(change, n):
+    MADE.clear()
+    stack = check(Handle, n, batches=draw_batches(n, 70), before=change)
+    assert not stack.stacked
+
+
+def test_a_change_counts_in_an_evaluation_too():
+    MADE.clear()
+    stack, (x, y) = Stack(Handle, [0, 1]), draw_batches(2, 1)[0]
+    stack.backward(x, y)
+    before = stack.evaluate(lambda model, x: model(x), x)
+    for model in MADE:
+        model.temperature = 0.5
+    torch.testing.assert_close(stack.evaluate(lambda model, x: model(x), x), 2 * before)
+
+
+class Weighted(nn.Module):
+    """Cross-entropy with weights that are no buffer."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, out, y):
+        return F.cross_entropy(out, y, self.weight)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("kind", [nn.CrossEntropyLoss, Weighted])
+def test_weights_of_a_loss_that_are_replaced_for_a_while(kind, n):
+    even, uneven = torch.ones(CLASSES), torch.linspace(1, 20, CLASSES)
+    loss = kind(even)
+
+    def weigh(step):
+        loss.weight = uneven if 34 <= step < 60 else even
+
+    check(Base, n, lambda model, x, y: loss(model(x), y), batches=draw_batches(n, 70), before=weigh)
+
+
+COUNTS = {"n": 0}
+
+
+def count_in_a_global():
+    def loss(out, y):
+        COUNTS["n"] += 1
+        return F.cross_entropy(out, y) / COUNTS["n"]
+
+    COUNTS["n"] = 0
+    return loss
+
+
+def _count():
+    COUNTS["n"] += 1
+    return COUNTS["n"]
+
+
+def count_in_a_helper():
+    COUNTS["n"] = 0
+    return lambda out, y: F.cross_entropy(out, y) / _count()
+
+
+def remember_in_a_tensor():
+    mean = torch.ones(())
+
+    def loss(out, y):
+        value = F.cross_entropy(out, y)
+        mean.mul_(0.9).add_(0.1 * value.detach())
+        return value / mean
+
+    return loss
+
+
+class Remembers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mean, self.calls = torch.ones(()), 0
+
+    def forward(self, out, y):
+        value, self.calls = F.cross_entropy(out, y), self.calls + 1
+        self.mean.mul_(0.9).add_(0.1 * value.detach())
+        return value / self.mean / self.calls
+
+
+def remember_in_a_module_of_a_dict():
+    parts = {"loss": Remembers()}
+
+    def loss(out, y):
+        return parts["loss"](out, y)
+
+    return loss
+
+
+class Listed:
+    def __init__(self):
+        self.parts = [Remembers()]
+
+    def __call__(self, out, y):
+        return self.parts[0](out, y)
+
+
+LOSSES = [
+    count_in_a_global, count_in_a_helper, remember_in_a_tensor, Remembers, remember_in_a_module_of_a_dict, Listed,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make_loss", LOSSES)
+def test_an_evaluation_leaves_what_a_loss_remembers(make_loss):
+    batches, found = draw_batches(1, 8), []
+    for is_evaluated in (True, False):
+        stack = Stack(Base, [0], loss=make_loss(), optimizer=make_sgd)
+        for x, y in batches:
+            if is_evaluated:
+                stack.evaluate(stack.compute_loss, x, y)
+            loss = stack.backward(x, y)
+            stack.step()
+        found.append(loss)
+    set_seed(0)
+    model, plain = Base(), make_loss()
+    optimizer = make_sgd(model.parameters())
+    for x, y in batches:
+        optimizer.zero_grad()
+        last = plain(model(x[0]), y[0])
+        last.backward()
+        optimizer.step()
+    torch.testing.assert_close(torch.cat(found), last.detach().expand(2), rtol=1e-5, atol=0)
+
+
+class AveragedInEvaluation(nn.Module):
+    """Evaluates an average of its weights, kept where `parameters` does not see it."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(LENGTH, 8), nn.Linear(8, CLASSES)
+        self.averaged = [copy.deepcopy(self.a)]
+
+    def forward(self, x):
+        if self.training:
+            with torch.no_grad():
+                for p, q in zip(self.averaged[0].parameters(), self.a.parameters(), strict=True):
+                    p.lerp_(q, 0.1)
+        return self.b((self.a if self.training else self.averaged[0])(x).tanh())
+
+
+class BeginsToAverage(nn.Module):
+    """Averages from the eleventh step on, for evaluations."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.weight = nn.Linear(LENGTH, 8), nn.Linear(8, CLASSES), None
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        if self.training:
+            self.calls += 1
+            if self.calls > 10:
+                now = self.b.weight.detach()
+                self.weight = now.clone() if self.weight is None else 0.9 * self.weight + 0.1 * now
+        is_averaged = not self.training and self.weight is not None
+        return F.linear(self.a(x).tanh(), self.weight if is_averaged else self.b.weight, self.b.bias)
+
+
+@pytest.mark.filterwarnings("ignore:.*training goes on without it")
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("build", [AveragedInEvaluation, BeginsToAverage])
+def test_an_average_that_is_read_in_evaluations_alone(build, n):
+    x, y = (t[0] for t in draw_batches(1, 1)[0])
+    data = {name: t.numpy() for name, t in (("x", x), ("y", y), ("x_test", x), ("y_test", y))}
+    stack, _ = fit(build, data, n, steps=40, batch_size=len(x), optimizer=lambda p: torch.optim.SGD(p, lr=0.5))
+    ours = stack.evaluate(lambda model, x: model(x), x.expand(n, *x.shape))
+    for i in range(n):
+        set_seed(i)
+        model = build()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        for _ in range(40):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        torch.testing.assert_close(ours[i], model.eval()(x).detach(), rtol=1e-3, atol=1e-4)
+
+
+# Optimisers ----------------------------------------------------------------------------------------------------------
+
+
+def make_known(params):
+    MADE.append(torch.optim.Adam(list(params)[:2], lr=0.05))
+    return MADE[-1]
+
+
+def forget(step):
+    if step == 6:
+        for optimizer in MADE:
+            optimizer.state.clear()
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_the_state_of_an_optimiser_that_is_cleared_by_who_made_it(n):
+    MADE.clear()
+    check(Base, n, optimizer=make_known, before=forget)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_group_of_parameters_that_is_added_by_who_made_the_optimiser(n):
+    def make(params):
+        first, *others = params
+        MADE.append((torch.optim.Adam([first], lr=0.05), others))
+        return MADE[-1][0]
+
+    def thaw(step):
+        while step == 6 and MADE:
+            optimizer, others = MADE.pop()
+            optimizer.add_param_group({"params": others, "lr": 0.01})
+
+    MADE.clear()
+    check(Base, n, optimizer=make, before=thaw)
+
+
+class Lookahead(torch.optim.Optimizer):
+    """As many write it: around another optimiser, whose state is not asked for."""
+
+    def __init__(self, inner):
+        self.inner, self.calls, self.param_groups = inner, 0, inner.param_groups
+        self.slow = [p.detach().clone() for group in self.param_groups for p in group["params"]]
+
+    def zero_grad(self, set_to_none=True):
+        self.inner.zero_grad(set_to_none)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.inner.step()
+        self.calls += 1
+        fast = [p for group in self.param_groups for p in group["params"]]
+        for slow, p in zip(self.slow, fast if self.calls % 3 == 0 else (), strict=False):
+            p.copy_(slow.lerp_(p, 0.5))
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_an_optimiser_without_a_state_of_its_own(n):
+    x, y = (t[0] for t in draw_batches(1, 1)[0])
+    data = {"x": x.numpy(), "y": y.numpy()}
+    wrapped = train(
+        Base, data, n, steps=9, batch_size=len(x), optimizer=lambda p: Lookahead(torch.optim.SGD(p, lr=0.1))
+    )
+    losses = []
+    for seed in range(n):
+        set_seed(seed)
+        model = Base()
+        optimizer = Lookahead(torch.optim.SGD(model.parameters(), lr=0.1))
+        for _ in range(9):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+        losses.append(loss.item())
+    np.testing.assert_allclose(wrapped["train_loss"][:, -1], losses, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rate", [0.01, [0.01, 0.02]])
+def test_a_parameter_of_the_loss_is_no_parameter_of_a_model(rate):
+    scale = nn.Parameter(torch.zeros(()))
+    with pytest.raises(ValueError, match="no parameter of the model"):
+        Stack(Base, 2, optimizer=lambda params: torch.optim.Adam([*params, scale]), learning_rate=rate)
+
+
+# Modes ---------------------------------------------------------------------------------------------------------------
+
+
+class Normed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(LENGTH, 8), nn.BatchNorm1d(8), nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        return self.b(self.norm(self.a(x)).tanh())
+
+
+class Frozen(Normed):
+    """Keeps its norm in evaluation mode, as fine-tuning does."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.norm.eval()
+        return self
+
+
+def frozen_by_build():
+    model = Normed()
+    model.norm.eval()
+    return model
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize(
+    ("build", "counts"),
+    [(Normed, 3), (lambda: Normed().eval(), 3), (Frozen, 0), (lambda: Frozen().eval(), 0), (frozen_by_build, 0)],
+)
+def test_steps_are_made_in_training_mode_but_for_parts_that_the_model_keeps_out(build, counts, n):
+    stack = Stack(build, n)
+    for batch in draw_batches(n, 3):
+        stack.backward(*batch)
+        stack.step()
+    assert stack.buffers["norm.num_batches_tracked"].tolist() == [counts] * n
