@@ -122,9 +122,10 @@ class Comparison:
         is only one and -inf where a run diverged.
     train_accuracy, parameters, seconds, diverged : dict
         Percent, after the last step; trainable numbers; CPU seconds of training one seed, where all are trained
-        together, or on a CPU above 50,000 parameters in turn; the seeds that diverged.
+        together as far as they can be, or on a CPU above 50,000 parameters in turn; the seeds that diverged.
     margin, level : float
-        The level of each interval of a difference: together, over arms and datasets, they hold with 95%.
+        The level of each interval of a difference: together, over arms and datasets, given the chosen values, they hold
+        with 95%.
     """
 
     name: str
@@ -161,7 +162,7 @@ class Comparison:
         return f"<Comparison, {self.name}: {', '.join(f'{arm} {self.describe(arm)}' for arm in self.accuracy)}>"
 
     def __str__(self):
-        head = ["arm", "test accuracy (%)", "parameters", "CPU s", "minus baseline (points)", "answer", "chosen"]
+        head = ["arm", "test accuracy (%), ± 95%", "parameters", "CPU s", "minus baseline (points)", "answer", "chosen"]
         rows = [head, ["---"] * len(head)]
         for arm, values in self.accuracy.items():
             mean, low, high = confidence_interval(self.difference[arm], self.level) if arm in self.answer else (0, 0, 0)
@@ -588,11 +589,11 @@ def compare(
     Notes
     -----
     Intervals are t-intervals over seeds, for this one test set and the chosen values; arms are paired by seed. That
-    another split or other tuning seeds might have chosen otherwise is not in them: of equal arms that choose among
-    three rates by one run each, 11 in 40 were called better or worse, by two runs 8 in 60, without a choice 2 in 40.
+    another split or other tuning seeds might have chosen otherwise is not in them, so that of equal arms that choose
+    for themselves more than 5% are called better or worse, the more the fewer `tune_seeds` there are.
     Examples are shuffled in every epoch unless an arm has another `order`. Augmentation belongs into the model, under
     ``if self.training:``. Workers are joblib's, as for :func:`mnist1d.training.sweep`. A run that diverges counts as
-    chance, and a combination in which one did is not chosen.
+    chance, and a combination in which one did is not chosen while another is left.
     """
     for name, value in (("budget", budget), ("tune_seeds", tune_seeds)):
         check_integer(value, name, 1, 10**9, "an integer of at least 1")
