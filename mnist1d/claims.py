@@ -344,6 +344,8 @@ def judge(claim_id: str, samples: ArrayLike | dict[str, ArrayLike]) -> dict:
     if claim_id not in CLAIMS or not CLAIMS[claim_id].bound:
         raise ValueError(f"claim_id={claim_id!r}: must be one of {sorted(c for c in CLAIMS if CLAIMS[c].bound)}")
     claim = CLAIMS[claim_id]
+    if isinstance(claim.bound, dict) and not isinstance(samples, dict):
+        raise ValueError(f"samples={samples!r}: {claim_id} has parts, must be a dict of {sorted(claim.bound)}")
     samples = samples if isinstance(samples, dict) else {"": samples}
     differ = isinstance(claim.bound, dict) and samples.keys() != claim.bound.keys()
     if differ:  # a model was added or left out: what is left is shown
@@ -364,12 +366,14 @@ def judge(claim_id: str, samples: ArrayLike | dict[str, ArrayLike]) -> dict:
 
 
 def to_json(value: Any) -> Any:
-    """Arrays and ranges as lists, floats with six significant digits, functions by name."""
+    """Arrays, tensors and ranges as lists, floats with six significant digits, functions by name."""
     if isinstance(value, dict):
         return {str(k): to_json(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, range, np.ndarray)):
+    if isinstance(value, (list, tuple, range, np.ndarray)) and np.ndim(value):
         return [to_json(v) for v in value]
-    if isinstance(value, np.generic):
+    if hasattr(value, "detach"):
+        return to_json(value.detach().cpu().numpy())
+    if isinstance(value, (np.generic, np.ndarray)):
         value = value.item()
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -27,11 +27,10 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from scipy import stats
-from torch.nn import functional as F
 
 from mnist1d.claims import confidence_interval
 from mnist1d.data import draw_validation, make_dataset
-from mnist1d.engine.checks import list_globals, list_held
+from mnist1d.engine.checks import is_library, list_globals, list_held
 from mnist1d.settings import get_device
 from mnist1d.training import Stack, check_labels, evaluate, fit, split_tensors, sweep
 from mnist1d.transform import check_integer, list_seeds, require
@@ -46,7 +45,6 @@ FIRST_TUNING_SEED = 1_000_000
 MOST_SEEDS = 10_000  # beyond this no number of seeds is worth naming
 POWER = 0.8  # chance that the number of seeds which is named decides
 CACHE_FORMAT = 3
-LIBRARIES = {"builtins", "mnist1d", "numpy", "torch"}  # whose code a name stands for
 LARGE = 50_000  # parameters; several such models at once leave a processor's cache, and take longer than in turn
 
 
@@ -146,6 +144,8 @@ class Comparison:
         self.level = 1 - 0.05 / (max(len(others), 1) * self.datasets)
         self.difference = {arm: self.accuracy[arm] - self.accuracy[baseline] for arm in others}
         judged = {arm: judge_difference(d, self.margin, self.level) for arm, d in self.difference.items()}
+        lost = {arm: len(self.diverged.get(arm, ())) == len(values) for arm, values in self.accuracy.items()}
+        judged |= {arm: ("undecided", None) for arm in others if lost[arm] and lost[baseline]}  # chance against chance
         self.answer = {arm: answer for arm, (answer, _) in judged.items()}
         self.needed = {arm: needed for arm, (_, needed) in judged.items()}
 
@@ -253,14 +253,14 @@ def _digest(value):
 def _describe(value, depth=60, seen=None):
     """What a value is and holds; of the functions and classes that a user wrote, what they do, as far as text tells."""
     seen = {} if seen is None else seen  # by id: its number and itself; each is described once
-    name = getattr(value, "__qualname__", type(value).__qualname__)
+    name = getattr(value, "__qualname__", None)
+    name = name if isinstance(name, str) else type(value).__qualname__  # some answer any name with an object
     is_code = isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType))
     if isinstance(value, (bool, int, float, complex, str, bytes, np.generic, type(None))):
         return repr(value)
     if isinstance(value, (np.ndarray, torch.Tensor)):
         return _digest(value)
-    is_known = is_code and (value.__module__ or "").split(".")[0] in LIBRARIES
-    if not depth or is_known or isinstance(value, types.ModuleType):
+    if not depth or (is_code and is_library(value)) or isinstance(value, types.ModuleType):
         return name
     if id(value) in seen:
         return f"{name} {seen[id(value)][0]}"
@@ -280,10 +280,10 @@ def _describe(value, depth=60, seen=None):
     elif isinstance(value, types.MethodType):
         parts = [value.__func__, value.__self__]
     elif isinstance(value, (property, staticmethod, classmethod)):
-        parts = [getattr(value, "fget", None) or value.__func__]
+        parts = [value.fget, value.fset, value.fdel] if isinstance(value, property) else [value.__func__]
     elif isinstance(value, types.FunctionType):
         read = list_globals(value)
-        parts = [value.__code__, value.__defaults__, value.__kwdefaults__, value.__closure__, read]
+        parts = [value.__code__, value.__defaults__, value.__kwdefaults__, value.__closure__, read, vars(value)]
     elif isinstance(value, type):
         parts = [*value.__bases__, dict(vars(value))]
     else:
@@ -294,6 +294,8 @@ def _describe(value, depth=60, seen=None):
             made_of = []
         held += [list(part) if isinstance(part, Iterator) else part for part in made_of]
         parts = [type(value), *held]
+    if isinstance(value, (list, tuple, set, frozenset, Mapping)) and not is_library(type(value)):
+        parts = [*parts, type(value), *list_held(value)]  # a class of the user's, with attributes of its own
     return f"{name}({', '.join(_describe(part, depth - 1, seen) for part in parts)})"
 
 
@@ -329,7 +331,8 @@ def _remember(folder, key, compute):
 def _train(arm, data, seeds, rates=None):
     """Train an arm's models on x and y of `data`, which holds nothing to evaluate on; `rates` [seed] if any."""
     options = {"order": "shuffled", "eval_every": arm["steps"], **arm}
-    options["loss"] = copy.deepcopy(arm.get("loss", F.cross_entropy))  # which may count, from the start each time
+    for name in {"loss", "schedule"} & arm.keys():  # which may count, from the start each time
+        options[name] = copy.deepcopy(arm[name])
     if rates is not None:
         options["learning_rate"] = rates
     return fit(options.pop("build"), {k: data[k] for k in "xy"}, seeds, **options)
@@ -381,7 +384,8 @@ def _fingerprint(arm, data):
         stack, history = _train(short, first, [0], rates)
     out = stack.evaluate(lambda model, x: model(x), *split_tensors(first, "", 1, get_device())[:1])
     settings = sorted((k, _describe(v)) for k, v in arm.items() if k != "device")
-    schedule = [arm["schedule"](step) for step in range(arm["steps"])] if arm.get("schedule") else []
+    schedule = copy.deepcopy(arm.get("schedule"))
+    schedule = [schedule(step) for step in range(arm["steps"])] if schedule else []
     digest = hashlib.sha256(out.cpu().numpy().tobytes())
     for k in ("x", "y", "x_test", "y_test"):
         digest.update(np.ascontiguousarray(data[k]).tobytes())
@@ -518,7 +522,8 @@ def _list_datasets(data):
         return (", ".join(f"{k}={v}" for k, v in item.items()) or "MNIST-1D") if is_arguments else otherwise
 
     is_mapping = isinstance(data, Mapping)
-    by_name = is_mapping and not _is_dataset(data) and any(isinstance(v, Mapping) for v in data.values())
+    holds_several = is_mapping and any(isinstance(v, Mapping) or hasattr(v, "__dict__") for v in data.values())
+    by_name = holds_several and not _is_dataset(data)
     several = by_name or (isinstance(data, Iterable) and not is_mapping)
     if several:
         named = list(data.items()) if by_name else [(label(d, f"dataset {i}"), d) for i, d in enumerate(data, start=1)]
@@ -536,6 +541,9 @@ def _list_datasets(data):
             rule = "integers, as accuracy is compared"
             require(np.issubdtype(kind, np.integer), f"labels y{split} of {name!r}", str(kind), rule)
             require(lengths[0] == lengths[1], f"lengths of x{split}, y{split} of {name!r}", lengths, "equal")
+            bad = f"x{split} of {name!r}"
+            is_finite = item[f"x{split}"].dtype.kind not in "fc" or np.isfinite(item[f"x{split}"]).all()
+            require(is_finite, bad, "with numbers that are not", "finite")
         shapes = [item[k].shape[1:] for k in ("x", "x_test")]
         require(shapes[0] == shapes[1], f"shapes of an example of x, x_test of {name!r}", shapes, "the same")
     return datasets, several

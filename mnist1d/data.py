@@ -1,6 +1,7 @@
 """The MNIST-1D generator: the frozen dataset by default, any size and difficulty on request."""
 
 import contextlib
+import dataclasses
 import difflib
 import hashlib
 import inspect
@@ -135,7 +136,10 @@ def _read_attributes(args, names):
 def _list_fields(args):
     """The names of an object's values: attributes, slots, fields, keys; of no method and no property."""
     fields = set(args if isinstance(args, Mapping) else getattr(type(args), "_fields", ()))
-    for name, value in inspect.getmembers_static(args):
+    members = []
+    with contextlib.suppress(TypeError):  # names that are no text
+        members = inspect.getmembers_static(args)
+    for name, value in members:
         is_slot = isinstance(value, types.MemberDescriptorType)
         if is_slot or not (callable(value) or hasattr(type(value), "__get__")):
             fields.add(name)
@@ -148,11 +152,20 @@ def _read_args(args, changes):
     if isinstance(args, Mapping) and not _read_attributes(args, DEFAULTS):
         given = dict(args)
     elif args is not None:
-        given = _read_attributes(args, [*DEFAULTS, "label_noise", "validation_split"])
-        require(given, "args", args, "a mapping, or an object with at least one argument as its attribute")
+        rule = "a mapping, or an object with at least one argument as its attribute"
+        require(not (isinstance(args, type) and dataclasses.is_dataclass(args)), "args", args, "an instance of it")
+        names = [*DEFAULTS, "label_noise", "validation_split"]
+        if isinstance(args, Mapping):  # some make up an attribute for every name
+            names = [name for name in names if name in args]
+        given = _read_attributes(args, names)
+        require(given, "args", args, rule)
         for name in given.keys() - DEFAULTS.keys() if not isinstance(args, ObjectView) else ():
-            if given[name]:  # code written for 0.0.2 may mean something of its own by it
-                warnings.warn(f"args.{name}={given[name]!r} changes the data: it is an argument here", stacklevel=4)
+            value = given[name]  # code written for 0.0.2 may mean something of its own by it
+            if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 <= value <= 1:
+                del given[name]
+            if value:
+                effect = "changes the data: it is an argument here" if name in given else "has no effect: no fraction"
+                warnings.warn(f"args.{name}={value!r} {effect}", stacklevel=4)
         for name in _list_fields(args):
             if name not in DEFAULTS and name not in OPTIONS and (meant := _nearest(name, 0.75)):
                 warnings.warn(f"args.{name} has no effect; did you mean {meant!r}?", stacklevel=4)
@@ -203,7 +216,8 @@ def _check(args, template):
         require(good, name, args[name], rule)
 
     def check_float(name, high, rule):
-        value = args[name].item() if isinstance(args[name], np.generic) else args[name]
+        value = args[name]
+        value = value.item() if isinstance(value, np.generic | np.ndarray) and not value.ndim else value
         check(name, isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 <= value <= high, rule)
         args[name] = float(value)
 
@@ -237,13 +251,19 @@ def _resolve(args, template, changes):
     args = _read_args(args, changes)
     template = _read_template(get_templates() if template is None else template)
     args = _check(args, template)
-    if args["seed"] is None:
-        args["seed"] = int(np.random.SeedSequence().generate_state(1)[0])
-        warnings.warn(f"seed=None: this dataset is drawn with seed={args['seed']}", stacklevel=3)
     url = args["url"]
     if url is not None and not (isinstance(url, str) and url == DEFAULTS["url"]):
         warnings.warn(f"args.url={args['url']!r} has no effect: nothing is downloaded", stacklevel=3)
     return args, template
+
+
+def _draw_seed(args):
+    """The arguments with a seed in place of None."""
+    if args["seed"] is not None:
+        return args
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    warnings.warn(f"seed=None: this dataset is drawn with seed={seed}", stacklevel=3)
+    return args | {"seed": seed}
 
 
 def _neighbours(n_in, n_out):
@@ -411,7 +431,8 @@ def make_dataset(args: Any = None, template: Mapping[str, Any] | None = None, **
 
     Source: Section 3 and Table 2 of the paper.
     """
-    return _generate(*_resolve(args, template, changes))
+    args, template = _resolve(args, template, changes)
+    return _generate(_draw_seed(args), template)
 
 
 def draw_validation(y, fraction, rng):
@@ -543,7 +564,7 @@ def get_dataset(
             if verbose:
                 print(f"Read {path}")
             return data
-    data = _generate(args, template)
+    data = _generate(_draw_seed(args), template)
     if not ours:
         warnings.warn(f"{path} was not written by get_dataset and stays; the new dataset is not kept", stacklevel=2)
         return data
@@ -664,5 +685,5 @@ def to_torch(data: Mapping[str, Any], split: str = "train") -> "TensorDataset":
     x, y = data["x" + suffix], data["y" + suffix]
     kind = np.asarray(y).dtype
     require(kind.kind in "biu", "type of the labels", str(kind), "integers")
-    x, y = torch.as_tensor(x, dtype=torch.float32), torch.as_tensor(y, dtype=torch.int64)
+    x, y = torch.asarray(x, dtype=torch.float32, copy=True), torch.asarray(y, dtype=torch.int64, copy=True)
     return torch.utils.data.TensorDataset(x, y)

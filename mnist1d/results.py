@@ -189,11 +189,11 @@ def save_results(
         "processor": _read_processor(),
         "device": str(settings.get_device()),
         "jobs": settings.get_jobs(),
-        "threads": int(os.environ.get("OMP_NUM_THREADS") or 1),
+        "threads": int((os.environ.get("OMP_NUM_THREADS") or "1").split(",")[0]),  # of the outermost level
         "images": list(images),
         "seconds": round(settings.seconds(), 1),
         "peak_memory_mib": round(settings.note_peak_memory() / 2**20),
-        "seeds": list(seeds),
+        "seeds": to_json(list(seeds)),
         "seed_offset": settings.seed_offset(),
         "numbers": to_json(numbers),
         "claims": [] if reason else [to_json({k: v[k] for k in v if k != "parts_differ"}) for v in verdicts],

@@ -451,6 +451,8 @@ def _concatenate(results):
     """Join the chunks of one variant by seed, through dicts and tuples."""
     first = results[0]
     if isinstance(first, Mapping):
+        keys = [sorted(map(str, r)) for r in results]
+        require(keys.count(keys[0]) == len(keys), "keys of run's results", keys, "the same for all seeds")
         return {key: _concatenate([r[key] for r in results]) for key in first}
     if isinstance(first, tuple):
         joined = map(_concatenate, zip(*results, strict=True))
@@ -519,7 +521,8 @@ def sweep(
     """
     if not isinstance(variants, Mapping):
         variants = list(variants)
-        names = [v if isinstance(v, (str, int, float)) else getattr(v, "__name__", i) for i, v in enumerate(variants)]
+        plain = [v.item() if isinstance(v, (np.generic, torch.Tensor)) and not v.ndim else v for v in variants]
+        names = [v if isinstance(v, (str, int, float)) else getattr(v, "__name__", i) for i, v in enumerate(plain)]
         if len(set(names)) < len(names):
             raise ValueError(f"variants: the names {names} are not all different; pass a dict of name to variant")
         variants = dict(zip(names, variants, strict=True))

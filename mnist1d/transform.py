@@ -36,6 +36,7 @@ def require(condition: bool, name: str, value: Any, rule: str) -> None:
 
 def check_integer(value: Any, name: str, low: int, high: int = 2**63 - 1, rule: str | None = None) -> int:
     """The value as an int, or a ValueError."""
+    value = value.item() if isinstance(value, np.ndarray) and not value.ndim else value
     good = isinstance(value, numbers.Integral) and not isinstance(value, bool) and low <= value <= high
     at_least = f"an integer of at least {low}" if high == 2**63 - 1 else f"an integer from {low} to {high}"
     require(good, name, value, rule or at_least)
@@ -215,6 +216,7 @@ def transform(x: np.ndarray, y: np.ndarray, args: Any, eps: float = 1e-8) -> tup
     check_integer(args.final_seq_length, "final_seq_length", 1, LARGEST)
     for name in ("scale_coeff", "corr_noise_scale", "iid_noise_scale", "shear_scale"):
         require(isinstance(getattr(args, name), numbers.Real), name, getattr(args, name), "a number")
+    require(np.ndim(x) == 1, "shape of x", np.shape(x), "(template_len,), one signal without channels")
     length = args.template_len + check_padding(args.padding)[1]
     x = interpolate(pad(np.asarray(x) + eps, args.padding), length)
     y = interpolate(y, length)

@@ -1,6 +1,8 @@
 """Small helpers: seeding, safe pickles, attribute views, a quick plot, files that appear by rename."""
 
 import argparse
+import errno
+import operator
 import os
 import pickle
 import random
@@ -38,6 +40,7 @@ def set_seed(seed: int | None) -> None:
     seed : int or None
         From 0 to 2**32 - 1; None seeds from the system.
     """
+    seed = seed if seed is None else operator.index(seed)
     random.seed(seed)
     np.random.seed(seed)
     if "torch" in sys.modules:
@@ -69,6 +72,8 @@ def open_for_rename(path: str | bytes | os.PathLike, mode: str = "wb") -> Iterat
         with open(path, mode, **text) as file:
             yield file
         return
+    if path.exists() and not os.access(path, os.W_OK):  # a rename would ask the folder alone
+        raise PermissionError(errno.EACCES, "is write-protected", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}")
     try:
@@ -129,8 +134,10 @@ def from_pickle(path: str | bytes | os.PathLike, trusted: bool = False) -> Any:
         try:
             return pickles.load(file, classes)
         except pickle.UnpicklingError as error:
-            refused = str(error).startswith("refused")
-            way_out = "; from_pickle(path, trusted=True) reads any pickle and runs what it names" if refused else ""
+            is_old, way_out = "Python 2" in str(error), ""
+            if str(error).startswith("refused"):
+                reader = "pickle.load(file, encoding='latin1')" if is_old else "from_pickle(path, trusted=True)"
+                way_out = f"; {reader} reads any pickle and runs what it names"
             raise pickle.UnpicklingError(f"{path}: {error}{way_out}") from error
 
 

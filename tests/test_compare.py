@@ -2,12 +2,14 @@
 
 import collections
 import functools
+import logging
 import subprocess
 import sys
 import types
 import warnings
 
 import joblib
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,7 @@ from mnist1d.claims import confidence_interval
 from mnist1d.comparison import Comparison, compare, judge_difference
 from mnist1d.models import CNN, MLP, Logistic
 from mnist1d.training import SweepError, fit, train
+from mnist1d.utils import ObjectView
 from notebooks import run_parameters
 
 DATA = mnist1d.make_dataset(num_samples=500)
@@ -593,3 +596,111 @@ def test_rates_of_each_seed(tmp_path):
 def test_what_cannot_be_judged_is_named(values, options, message):
     with pytest.raises(ValueError, match=message):
         judge_difference(values, **options)
+
+
+# Found since by trying what users write -------------------------------------------------------------------------------
+
+LOG = logging.getLogger(__name__)
+
+
+class Talkative(nn.Linear):
+    """Names a logger and plotting, through which a description would come to all of torch."""
+
+    def tell(self):
+        LOG.info("a line")
+        plt.plot(F.relu(torch.zeros(2)))
+
+
+@pytest.mark.filterwarnings("ignore:.*one seed after the other")  # a logger may change, for all that one sees
+def test_models_that_name_loggers_and_plots_are_cached(tmp_path):
+    options = {"seeds": 2, "budget": 3, "cache": tmp_path}
+    first = compare({"a": lambda: Talkative(40, 10)}, DATA, **options)
+    n_files = len(list(tmp_path.iterdir()))
+    again = compare({"a": lambda: Talkative(40, 10)}, DATA, **options)
+    np.testing.assert_array_equal(first.accuracy["a"], again.accuracy["a"])
+    assert len(list(tmp_path.iterdir())) == n_files
+
+
+class Config(dict):
+    factor = 1.0
+
+
+def scale():
+    return 1.0
+
+
+def set_attribute_of_a_function(value):
+    scale.factor = value
+    return scale
+
+
+def make_config(value):
+    return type("Config", (Config,), {"factor": value})(a=1)
+
+
+def make_list(value):
+    items = type("Items", (list,), {})([1, 2])
+    items.factor = value
+    return items
+
+
+def make_property(value):
+    def write(self, given, value=value):
+        self.__dict__["x"] = value * given
+
+    return property(scale, write)
+
+
+class Slotted:
+    __slots__ = ("__factor",)
+
+    def __init__(self, value):
+        self.__factor = value
+
+
+@pytest.mark.parametrize(
+    "make", [make_config, make_list, set_attribute_of_a_function, make_property, Slotted], ids=lambda f: f.__name__
+)
+def test_a_description_sees_what_classes_of_the_users_hold(make):
+    first, second, third = (comparison._describe(make(value)) for value in (1.0, 2.0, 1.0))
+    assert first == third != second
+
+
+class Falling:
+    """A schedule that counts its calls."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, step):
+        self.calls += 1
+        return float(self.calls <= 10)
+
+
+def test_a_schedule_that_counts_begins_anew_for_every_run(tmp_path):
+    options = {"seeds": 2, "budget": 8}
+    found = [
+        compare({"a": {"build": Logistic, "schedule": Falling()}}, DATA, cache=cache, **options).accuracy["a"]
+        for cache in (None, tmp_path)
+    ]
+    expected = fit(Logistic, DATA, 2, steps=8, order="shuffled", eval_every=8)[1]["test_acc"][:, -1]
+    for values in found:
+        np.testing.assert_allclose(values, expected)
+
+
+def test_data_that_are_not_finite_are_named_and_lost_runs_are_not_equivalent():
+    bad = {**DATA, "x_test": DATA["x_test"].copy()}
+    bad["x_test"][0, 0] = np.nan
+    with pytest.raises(ValueError, match=r"x_test of 'data'.*must be finite"):
+        compare({"a": Logistic}, bad, seeds=2, budget=1)
+    wild = {"build": Logistic, "learning_rate": 1e38}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        lost = compare({"a": wild, "b": wild | {"learning_rate": 2e38}}, DATA, seeds=2, budget=20)
+    assert lost.diverged == {"a": [0, 1], "b": [0, 1]}
+    assert lost.answer == {"b": "undecided"} and lost.describe("b") == "undecided" and "undecided" in str(lost)
+
+
+def test_datasets_of_any_kind_by_name():
+    named = {"few": ObjectView({"num_samples": 200}), "more": ObjectView({"num_samples": 400})}
+    assert compare({"a": Logistic}, named, seeds=2, budget=1).keys() == {"few", "more"}

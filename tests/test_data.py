@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import dataclasses
 import hashlib
 import importlib
 import inspect
@@ -944,3 +945,89 @@ def test_reorder_moves_positions_in_every_split_and_nothing_else():
     for key in ("x", "x_val", "x_test"):
         np.testing.assert_array_equal(turned[key], data[key][:, ::-1])
     assert turned.keys() == data.keys() and turned["y"] is data["y"] and turned["t"] is data["t"]
+
+
+# Found since by trying what users write -------------------------------------------------------------------------------
+
+
+class Generous(dict):
+    """Makes up an empty object for every name that it has not, as some configurations do."""
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self.get(name, {})
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_mapping_that_makes_up_attributes_is_asked_for_its_keys_alone():
+    given = get_dataset_args(as_dict=True) | {"num_samples": 100}
+    np.testing.assert_array_equal(make_dataset(Generous(given))["x"], make_dataset(given)["x"])
+
+
+def test_an_attribute_that_means_something_else_to_a_user_has_no_effect():
+    plain = make_dataset(num_samples=100)
+    for value in (False, None, 0, ""):
+        args = argparse.Namespace(num_samples=100, label_noise=value, validation_split=False)
+        np.testing.assert_array_equal(make_dataset(args)["y"], plain["y"])
+    for value in (True, "symmetric", 15):
+        with pytest.warns(UserWarning, match=r"args.label_noise=.* has no effect: no fraction"):
+            np.testing.assert_array_equal(
+                make_dataset(argparse.Namespace(num_samples=100, label_noise=value))["y"], plain["y"]
+            )
+    with pytest.warns(UserWarning, match=r"args.label_noise=0.5 changes the data"):
+        assert "y_clean" in make_dataset(argparse.Namespace(num_samples=100, label_noise=0.5))
+
+
+def test_a_dataclass_without_its_parentheses_is_named():
+    @dataclasses.dataclass
+    class Config:
+        num_samples: int = 100
+        padding: list = dataclasses.field(default_factory=lambda: [0, 60])
+
+    assert make_dataset(Config())["x"].shape == (80, 40)
+    with pytest.raises(ValueError, match="must be an instance of it"):
+        make_dataset(Config)
+
+
+def test_arrays_of_one_number_and_names_that_are_no_text():
+    data = make_dataset(num_samples=np.array(100), iid_noise_scale=np.array(0.02), final_seq_length=np.array(40))
+    np.testing.assert_array_equal(data["x"], make_dataset(num_samples=100)["x"])
+    assert len(make_dataset(ObjectView({"num_samples": 100, 3: 1}))["x"]) == 80
+
+
+def test_a_cache_without_a_seed_is_read_back(tmp_path):
+    args = {"num_samples": 100, "seed": None}
+    with pytest.warns(UserWarning, match="seed=None: this dataset is drawn with seed="):
+        first = get_dataset(args, path=tmp_path / "a.pkl", verbose=False)
+    np.testing.assert_array_equal(get_dataset(args, path=tmp_path / "a.pkl", verbose=False)["x"], first["x"])
+
+
+def test_one_signal_at_a_time_is_transformed():
+    templates = get_templates()
+    with pytest.raises(ValueError, match=r"shape of x=\(12, 10\): must be \(template_len,\)"):
+        transform_one(templates["x"].T, templates["t"], get_dataset_args())
+
+
+def test_numpy_numbers_are_seeds():
+    mnist1d.set_seed(np.int64(3))
+    first = random.random(), np.random.rand(), torch.rand(()).item()
+    mnist1d.set_seed(3)
+    assert first == (random.random(), np.random.rand(), torch.rand(()).item())
+
+
+def test_a_write_protected_file_stays(tmp_path, monkeypatch):
+    path = tmp_path / "a.pkl"
+    to_pickle("old", path)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # of a superuser everything can be written
+    with pytest.raises(PermissionError, match="write-protected"):
+        to_pickle("new", path)
+    assert mnist1d.from_pickle(path) == "old"
+
+
+def test_tensors_share_no_memory_with_the_dataset():
+    data = {name: value.astype(np.float32) for name, value in make_dataset(num_samples=100).items() if name == "x"}
+    data["y"] = np.zeros(len(data["x"]), np.int64)
+    for tensor in to_torch(data).tensors:
+        tensor.fill_(7)
+    assert not (data["x"] == 7).any() and not data["y"].any()

@@ -1,10 +1,10 @@
 """The engine at its edges: what it refuses, notices, keeps and restores."""
 
-import array
 import copy
 import functools
 import inspect
 import itertools
+import os
 import pickle
 import random
 import types
@@ -256,18 +256,18 @@ def test_a_coefficient_that_is_annealed_outside_is_noticed_at_once():
 
 
 class Hidden:
-    """A number that cannot be seen from outside."""
+    """A number that cannot be seen from outside: in the environment."""
 
     def __init__(self, value):
-        self._held = array.array("d", [value])
+        self.value = value
 
     @property
     def value(self):
-        return self._held[0]
+        return float(os.environ["HIDDEN"])
 
     @value.setter
     def value(self, value):
-        self._held[0] = value
+        os.environ["HIDDEN"] = str(value)
 
 
 def test_what_changes_late_is_noticed_at_its_first_step():

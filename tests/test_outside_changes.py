@@ -349,3 +349,182 @@ def test_steps_are_made_in_training_mode_but_for_parts_that_the_model_keeps_out(
         stack.backward(*batch)
         stack.step()
     assert stack.buffers["norm.num_batches_tracked"].tolist() == [counts] * n
+
+
+# Changes deeper than attributes, and orders of calls ------------------------------------------------------------------
+
+
+class Masked(Handle):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mask", torch.ones(CLASSES))
+        self.scale, self.cfg, self.act = torch.ones(()), {"shift": 0.0}, nn.Tanh()
+
+    def forward(self, x):
+        return self.act(super().forward(x)) * self.mask * self.scale + self.cfg["shift"]
+
+
+def replace_a_part(model, is_on):
+    model.act = nn.ReLU() if is_on else nn.Tanh()
+
+
+def replace_a_buffer(model, is_on):
+    model.mask = torch.linspace(0, 1, CLASSES) if is_on else torch.ones(CLASSES)
+
+
+def fill_a_tensor(model, is_on):
+    model.scale.fill_(3.0 if is_on else 1.0)
+
+
+def change_an_entry(model, is_on):
+    model.cfg["shift"] = model.temperature * torch.arange(CLASSES) if is_on else 0.0
+
+
+def hook_a_part(model, is_on):
+    if is_on and not model.act._forward_hooks:
+        model.act.register_forward_hook(lambda part, inputs, out: 2 * out)
+    elif not is_on:
+        model.act._forward_hooks.clear()
+
+
+def replace_the_data_of_a_parameter(model, is_on):
+    weight = next(model.parameters())
+    weight.data = weight.data.clamp(-0.2, 0.2) if is_on else weight.data.clone()
+
+
+DEEPER = [
+    replace_a_part, replace_a_buffer, fill_a_tensor, change_an_entry, hook_a_part, replace_the_data_of_a_parameter,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("change", DEEPER)
+def test_what_a_built_model_holds_is_changed_for_a_while(change, n):
+    def change_all(step):
+        for model in MADE if step in (34, 60) else ():
+            change(model, step == 34)
+
+    MADE.clear()
+    check(Masked, n, batches=draw_batches(n, 70), before=change_all)
+
+
+@pytest.mark.parametrize("change", DEEPER)
+def test_what_a_built_model_holds_counts_in_an_evaluation_too(change):
+    MADE.clear()
+    stack, (x, y) = Stack(Masked, [0, 1]), draw_batches(2, 1)[0]
+    stack.backward(x, y)
+    outs = []
+    for is_on in (False, True):
+        for model in MADE if is_on else ():
+            change(model, is_on)
+        outs.append(stack.evaluate(lambda model, x: model(x), x))
+        plain = torch.stack([model.eval()(part).detach() for model, part in zip(MADE, x, strict=True)])
+        torch.testing.assert_close(outs[-1], plain)
+    assert not torch.allclose(*outs)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("how", ["part", "evaluate"])
+def test_gradients_stay_where_a_stack_is_parted_before_a_step(how, n):
+    MADE.clear()
+    stack, twin, batches = Stack(Handle, n, optimizer=make_sgd), Stack(Base, n, optimizer=make_sgd), draw_batches(n, 6)
+    for batch in batches:
+        for each in (stack, twin):
+            each.backward(*batch)
+            each.clip(0.1)
+        if batch is batches[4] and how == "part":
+            stack.part()
+        elif batch is batches[4]:
+            MADE[0].note = "changed"
+            stack.evaluate(lambda model, x: model(x), batch[0])
+        stack.step(), twin.step()
+    for name, p in stack.params.items():
+        torch.testing.assert_close(p, twin.params[name])
+
+
+def add_to_parameters(model, x):
+    for p in model.parameters():
+        p.add_(0.5)
+    return model(x)
+
+
+def load_zeros(model, x):
+    model.load_state_dict({name: torch.zeros_like(t) for name, t in model.state_dict().items()})
+    return model(x)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("function", [add_to_parameters, load_zeros])
+def test_an_evaluation_that_writes_on_parameters_leaves_them(function, n):
+    stack, (x, y) = Stack(Base, n), draw_batches(n, 1)[0]
+    stack.backward(x, y)
+    before = {name: p.detach().clone() for name, p in stack.params.items()}
+    first, second = (stack.evaluate(function, x) for _ in range(2))
+    torch.testing.assert_close(first, second)
+    assert all(torch.equal(p, before[name]) for name, p in stack.params.items())
+
+
+class SilentModes(Base):
+    """Its `train` returns nothing, as many write it."""
+
+    def train(self, mode=True):
+        super().train(mode)
+
+
+def test_modes_that_return_nothing():
+    stack, (x, y) = Stack(SilentModes, [0, 1]), draw_batches(2, 1)[0]
+    stack.backward(x, y)
+    assert stack.evaluate(lambda model, x: model(x), x).shape == (*x.shape[:2], CLASSES)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("keep", [lambda opt: opt.param_groups, lambda opt: opt.param_groups[0], lambda opt: opt.state])
+def test_what_is_kept_of_an_optimiser_may_be_changed(keep, n):
+    def make(params):
+        optimizer = torch.optim.Adam(params, lr=0.05)
+        MADE.append(keep(optimizer))
+        return optimizer
+
+    def change(step):
+        for kept in MADE if step == 6 else ():
+            kept = kept[0] if isinstance(kept, list) else kept
+            kept.update(lr=0.2) if "lr" in kept else kept.clear()
+
+    MADE.clear()
+    check(Base, n, optimizer=make, before=change)
+
+
+def test_gradients_that_are_replaced_count_one_by_one_too():
+    stacks = [Stack(base, [0, 1], optimizer=make_sgd) for base in (Base, SilentHooks)]
+    for batch in draw_batches(2, 3):
+        for stack in stacks:
+            stack.backward(*batch)
+            stack.grads = {name: 2 * grad for name, grad in stack.grads.items()}
+            stack.step()
+    assert [stack.stacked for stack in stacks] == [True, False]
+    for name, p in stacks[0].params.items():
+        torch.testing.assert_close(p, stacks[1].params[name])
+
+
+class SilentHooks(Base):
+    """Runs one by one, as it has a hook that does nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_forward_hook(lambda *_: None)
+
+
+def test_a_copy_of_a_stack_sees_changes_of_its_models():
+    stack, (x, y) = Stack(Handle, [0, 1]), draw_batches(2, 1)[0]
+    stack.backward(x, y)
+    twin = copy.deepcopy(stack)
+    for model in twin.modules:
+        model.temperature = 0.5
+    outs = [each.evaluate(lambda model, x: model(x), x) for each in (stack, twin)]
+    torch.testing.assert_close(outs[1], 2 * outs[0])
+
+
+def test_a_batch_that_requires_a_gradient_is_named():
+    stack, (x, y) = Stack(Base, [0]), draw_batches(1, 1)[0]
+    with pytest.raises(ValueError, match="requires a gradient"):
+        stack.backward(x.requires_grad_(), y)

@@ -1,6 +1,7 @@
 """Whatever arguments `make_dataset` is given, it makes a sound dataset or names the argument that is wrong."""
 
 import collections
+import numbers
 import re
 import types
 import warnings
@@ -140,6 +141,10 @@ def test_any_template_gives_a_sound_dataset_or_a_value_error_that_names_it(templ
 @given(ARGUMENTS, st.dictionaries(st.text("abcdefghijklmnopqrstuvwxyz_", max_size=12), ODD, max_size=1))
 def test_a_mapping_an_object_and_keywords_mean_the_same_and_unknown_names_are_named(args, other):
     args.pop("factors", None)  # of an object it is not read
+    for name in ("label_noise", "validation_split"):  # of an object they are where they are fractions
+        value = args.get(name)
+        if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 <= value <= 1:
+            args.pop(name, None)
     if other.keys() - GOOD.keys():
         assert make({**args, **other}) is None and make(args, **other) is None
     made = [make(args), make(types.MappingProxyType(args)), make(types.SimpleNamespace(**args)), make(None, **args)]

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
 
 from mnist1d import claims, figures, results, settings, training
 from mnist1d.claims import CLAIMS, judge
@@ -247,3 +248,17 @@ def test_the_committed_results_of_a_notebook_are_there_and_nothing_elsewhere(tmp
     assert results.load_results("no notebook") is None
     monkeypatch.chdir(tmp_path)
     assert results.load_results("quickstart") is None
+
+
+def test_seeds_and_numbers_of_any_kind_are_saved(folder, judged, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "4,2")
+    numbers = {"tensor": torch.tensor([[1.0, 2.0]]), "scalar": torch.tensor(3), "array": np.array(4.5)}
+    save_results("tsne", seeds=np.arange(3), numbers=numbers, verdicts=judged)
+    saved = json.loads((folder / "tsne.json").read_text(encoding="utf-8"))
+    assert (saved["seeds"], saved["threads"]) == ([0, 1, 2], 4)
+    assert saved["numbers"] == {"tensor": [[1.0, 2.0]], "scalar": 3, "array": 4.5}
+
+
+def test_a_claim_of_several_parts_asks_for_them():
+    with pytest.raises(ValueError, match=r"bench\.fit has parts, must be a dict of"):
+        judge("bench.fit", [100.0] * 5)

@@ -1,6 +1,5 @@
 """What a module holds, changes or shares behind a stack's back: numbers are a plain loop's, or the error is clear."""
 
-import array
 import itertools
 from collections import deque
 
@@ -305,15 +304,15 @@ def test_what_is_no_builder_or_loss_is_named():
         fit(Base, {**shorter, "y": ["a"] * 9}, [0], steps=1, batch_size=3)
 
 
-def test_a_change_that_only_a_check_can_see_is_an_error_not_a_number():
-    hidden = array.array("d", [1.0])  # as good as any place that no picture of Python objects has
+def test_a_change_that_only_a_check_can_see_is_an_error_not_a_number(tmp_path):
+    hidden = tmp_path / "scale"  # as good as any place that no picture of Python objects has
 
     def between(self, h):
-        return h.tanh() * hidden[0]
+        return h.tanh() * float(hidden.read_text())
 
     stack = Stack(base(between), [0, 1], optimizer=make_sgd)
     with pytest.raises(ReplayError, match="steps after the last comparison"):
         for step, batch in enumerate(draw_batches(2, 250)):
-            hidden[0] = 3.0 if step > 20 else 1.0
+            hidden.write_text("3.0" if step > 20 else "1.0")
             stack.backward(*batch)
             stack.step()

@@ -209,3 +209,18 @@ def test_environment_is_checked(monkeypatch):
         settings.profile()
     monkeypatch.setenv("MNIST1D_DEVICE", "meta")
     assert settings.get_device().type == "meta"
+
+
+@pytest.mark.parametrize("make", [np.array, torch.tensor, lambda rates: list(np.float32(rates))])
+def test_numbers_of_any_kind_are_their_own_names(make):
+    rates = make([2.0, 1.0, 0.5])
+    results = sweep(lambda rate, seeds: {"rate": np.full(len(seeds), float(rate))}, rates, 2)
+    assert all((result["rate"] == name).all() for name, result in results.items()) and set(results) == {2.0, 1.0, 0.5}
+
+
+def test_results_of_other_keys_for_some_seeds_are_named():
+    def run(variant, seeds):
+        return {"a": np.array(seeds)} | ({"b": np.array(seeds)} if 2 in seeds else {})
+
+    with pytest.raises(SweepError, match="the same for all seeds"):
+        sweep(run, {"one": 1}, 4, chunk=2)

@@ -22,9 +22,9 @@ from torch.overrides import TorchFunctionMode
 
 __all__ = [
     "Finder", "copy_module", "encloses_itself", "find_shared_memory", "freeze_function", "freeze_module",
-    "freeze_tensors", "get_python_random", "has_forward_hooks", "has_hooks", "identify", "is_close", "keep_attributes",
-    "keep_function", "keep_random_state", "list_globals", "list_held", "list_modules", "list_names",
-    "list_watched", "names_autograd", "set_python_random",
+    "freeze_tensors", "get_python_random", "has_forward_hooks", "has_hooks", "identify", "is_close", "is_library",
+    "keep_attributes", "keep_function", "keep_random_state", "list_attributes", "list_globals", "list_held",
+    "list_modules", "list_names", "list_watched", "names_autograd", "set_python_random",
 ]  # fmt: skip
 
 INTERNAL = frozenset(vars(nn.Module()))
@@ -80,7 +80,7 @@ def _is_plain(value, depth=8, tensors=False):
     return is_object and depth > 0 and _is_plain(vars(value), depth - 1, tensors)
 
 
-def _list_attributes(part):
+def list_attributes(part):
     """What a module holds besides its parameters, buffers, parts and hooks."""
     return [value for name, value in vars(part).items() if name not in INTERNAL]
 
@@ -96,7 +96,7 @@ def copy_module(module, share=False):
             if isinstance(value, torch.Tensor):
                 memo[id(value)] = value.detach().clone()
         if share:
-            memo |= {id(v): v for v in _list_attributes(part) if _is_plain(v, tensors=True)}
+            memo |= {id(v): v for v in list_attributes(part) if _is_plain(v, tensors=True)}
     return copy.deepcopy(module, memo)
 
 
@@ -133,7 +133,9 @@ def encloses_itself(module):
 
 
 def _keep_tensor(tensor):
-    if tensor.requires_grad or tensor.layout != torch.strided or is_lazy(tensor):
+    is_plain = tensor.layout == torch.strided and tensor.device.type != "meta" and not is_lazy(tensor)
+    is_shared = any(n > 1 and stride == 0 for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    if tensor.requires_grad or not is_plain or is_shared:  # in a place that stands for several nobody writes
         return None
     try:
         kept = tensor.clone()
@@ -141,10 +143,27 @@ def _keep_tensor(tensor):
         return None
 
     def restore():
-        if not torch.equal(tensor, kept):
+        if tensor.shape != kept.shape:
+            tensor.data = kept
+        elif not torch.equal(tensor, kept):
             tensor.data.copy_(kept)
 
     return restore
+
+
+def _read_bytes(value):
+    """What an array of any kind holds, or None."""
+    try:
+        with memoryview(value) as view:
+            return None if view.readonly else view.cast("B").tobytes()
+    except (TypeError, ValueError):
+        return None
+
+
+def _write_bytes(value, kept):
+    with memoryview(value) as view:
+        if view.nbytes == len(kept):
+            view.cast("B")[:] = kept
 
 
 def _keep_contents(values, seen, depth=8):
@@ -163,8 +182,11 @@ def _keep_content(value, seen, depth):
         return _keep_tensor(value)
     if isinstance(value, nn.Module):
         return _keep_modules([value], seen, depth, buffers=True)
-    if isinstance(value, BOUND):
-        return None
+    if isinstance(value, functools.partial):
+        within = [value.func, *value.args, *value.keywords.values()]
+        return _join(_keep_contents([*within, value.keywords], seen, depth))
+    if isinstance(value, types.MethodType):
+        return _join(_keep_contents([value.__self__], seen, depth))
     if isinstance(value, torch.Generator):
         return functools.partial(value.set_state, value.get_state())
     if isinstance(value, np.random.Generator):
@@ -177,25 +199,37 @@ def _keep_content(value, seen, depth):
         held, within, refill = list(value), value, value.extend
     elif isinstance(value, (dict, set)):
         held, within, refill = value.copy(), value.values() if isinstance(value, dict) else (), value.update
+    elif isinstance(value, tuple):
+        return _join(_keep_contents(value, seen, depth))
+    elif (kept := _read_bytes(value)) is not None:
+        return functools.partial(_write_bytes, value, kept)
     else:
-        is_open = hasattr(value, "__dict__") and (_is_plain(value) or not _is_library(type(value)))
+        is_open = hasattr(value, "__dict__") and (_is_plain(value) or not is_library(type(value)))
         return _keep_content(vars(value), seen, depth) if is_open else None
     inner = _keep_contents(within, seen, depth)
 
+    def list_ids(items):
+        return [*map(id, items), *(map(id, items.values()) if isinstance(items, dict) else ())]
+
     def restore():
-        value.clear()
-        refill(held)
+        if list_ids(value) != list_ids(held):  # not while somebody goes through it for nothing
+            value.clear()
+            refill(held)
         for restore in inner:
             restore()
 
     return restore
 
 
+def _join(restores):
+    return (lambda: [restore() for restore in restores]) if restores else None
+
+
 def _keep_modules(modules, seen, depth=8, buffers=False):
     """A function that gives the modules back what their attributes, and on demand their buffers, hold now."""
     parts = list(dict.fromkeys(part for module in modules for part in module.modules()))
     saved = [(part, dict(vars(part)), dict(part._buffers)) for part in parts]
-    held = [v for part in parts for v in (*_list_attributes(part), *(part._buffers.values() if buffers else ()))]
+    held = [v for part in parts for v in (*list_attributes(part), *(part._buffers.values() if buffers else ()))]
     contents = _keep_contents(held, seen, depth)
 
     def restore():
@@ -228,7 +262,8 @@ def keep_function(function):
         function = function.func if isinstance(function, functools.partial) else function.__self__
     held = [vars(function)] if hasattr(function, "__dict__") and not isinstance(function, nn.Module) else []
     cells, names = [], []
-    for f in _list_helpers([function]):
+    for f in _list_helpers([function, *_list_methods(type(function))]):
+        held.append(vars(f))
         cells += [(c, c.cell_contents) for c in f.__closure__ or () if _is_filled(c)]
         known = f.__globals__
         found = [name for name in list_names(f.__code__) if name in known and isinstance(known[name], SIMPLE)]
@@ -311,7 +346,7 @@ def _freeze(value, seen=None):
         return every([value.__func__])
     if isinstance(value, property):
         return every([value.fget])
-    if isinstance(value, types.ModuleType) or (isinstance(value, FUNCTIONS) and _is_library(value)):
+    if isinstance(value, types.ModuleType) or (isinstance(value, FUNCTIONS) and is_library(value)):
         return id(value)
     if isinstance(value, types.FunctionType):
         return id(value), *every([*_read_names(value), vars(value)])
@@ -319,14 +354,17 @@ def _freeze(value, seen=None):
         held = {k: v for k, v in vars(value).items() if not k.startswith("__") or isinstance(v, types.FunctionType)}
         held.pop("__init__", None)
         return id(value), tuple(held), every(held.values()), every(value.__bases__)
-    held = list_held(value)
-    return (every(held), every([type(value)])) if held else id(value)
+    if held := list_held(value):
+        return every(held), every([type(value)])
+    return id(value), _read_bytes(value)
 
 
 def list_held(value):
     """What an object holds: the values of its slots, and the dict of its attributes if it has one."""
-    slots = [vars(kind).get("__slots__", ()) for kind in type(value).__mro__]
-    names = [name for group in slots for name in ([group] if isinstance(group, str) else group)]
+    slots = [(kind, vars(kind).get("__slots__", ())) for kind in type(value).__mro__]
+    named = [(kind, name) for kind, group in slots for name in ([group] if isinstance(group, str) else group)]
+    private = {name: f"_{kind.__name__.lstrip('_')}{name}" for kind, name in named if name[:2] == "__" != name[-2:]}
+    names = [private.get(name, name) for _, name in named]
     held = [getattr(value, name, None) for name in names if name not in ("__dict__", "__weakref__")]
     return held + ([vars(value)] if hasattr(value, "__dict__") else [])
 
@@ -367,7 +405,7 @@ def list_watched(module):
     kinds = {
         kind for part in own for kind in type(part).__mro__ if not kind.__module__.startswith(("torch.", "builtins"))
     }
-    attributes = [value for part in own for value in _list_attributes(part)]
+    attributes = [value for part in own for value in list_attributes(part)]
 
     def reads(function):
         return any(map(_may_change, _read_names(function)))
@@ -432,7 +470,7 @@ def list_modules(function):
     """The modules that a loss is, holds, encloses or names."""
     if isinstance(function, nn.Module):
         return [function]
-    if isinstance(function, FUNCTIONS) and _is_library(function):
+    if isinstance(function, FUNCTIONS) and is_library(function):
         return []
     if isinstance(function, functools.partial):
         near = [function.func, *function.args, *function.keywords.values()]
@@ -458,8 +496,8 @@ def _list_methods(kind):
 def names_autograd(module, function):
     """Whether forward passes or loss name what autograd knows of a tensor, which `vmap` does not tell as it is."""
     parts = [part for m in [module, *list_modules(function)] for part in m.modules()]
-    objects = {type(value) for part in parts for value in [part, *_list_attributes(part)]}
-    methods = [f for kind in objects if not _is_library(kind) for f in _list_methods(kind)]
+    objects = {type(value) for part in parts for value in [part, *list_attributes(part)]}
+    methods = [f for kind in objects if not is_library(kind) for f in _list_methods(kind)]
     near = _list_helpers([*methods, function, getattr(function, "func", None), getattr(function, "__func__", None)])
     return any({"requires_grad", "is_leaf", "Parameter"} & {*list_names(f.__code__)} for f in near)
 
@@ -501,7 +539,7 @@ def list_globals(function):
     names, known = list_names(function.__code__), function.__globals__
     found = [known[name] for name in names if name in known]
     for value in found:  # which grows
-        if isinstance(value, types.ModuleType) and not _is_library(value):
+        if isinstance(value, types.ModuleType) and not is_library(value):
             held = [vars(value)[name] for name in names if name in vars(value)]
             found += [v for v in held if not (isinstance(v, types.ModuleType) and any(v is f for f in found))]
     return found
@@ -516,7 +554,7 @@ def _read_names(function):
 
 def _may_change(value):
     """Whether what a function reads may be other than it was: anything but what libraries bring."""
-    return not (isinstance(value, (types.ModuleType, *FUNCTIONS)) and _is_library(value))
+    return not (isinstance(value, (types.ModuleType, *FUNCTIONS)) and is_library(value))
 
 
 def _list_parts(kind):
@@ -530,7 +568,7 @@ def _holds_values(kind):
     return any(not k.startswith("__") and not isinstance(v, code) for k, v in vars(kind).items())
 
 
-def _is_library(value):
+def is_library(value):
     """Whether code is that of a library, whose values nobody changes."""
     if isinstance(value, types.ModuleType):
         return value.__name__.partition(".")[0] in LIBRARIES

@@ -3,6 +3,7 @@
 import copy
 import numbers
 import sys
+import weakref
 
 import numpy as np
 import torch
@@ -14,6 +15,12 @@ ELEMENTWISE = {
     getattr(torch.optim, name)
     for name in ["SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adadelta", "Adagrad", "RMSprop", "Rprop", "ASGD"]
 }
+
+
+def _count_holders(optimizer):
+    """How many references there are to an optimiser and to what somebody may change of it."""
+    held = optimizer, optimizer.param_groups, getattr(optimizer, "state", None), *optimizer.param_groups[:1]
+    return [sys.getrefcount(value) for value in held], weakref.getweakrefcount(optimizer)
 
 
 def _is_unhooked(optimizer):
@@ -52,8 +59,8 @@ class Optimizers:
             with random_of(i):
                 each.append(self._build(i))
         self._each = each  # for when a shared one is split
-        alone = {sys.getrefcount(opt) for opt in [object()]}  # of what nobody else holds, counted as the next ones are
-        is_held = {sys.getrefcount(opt) for opt in each} != alone  # by who made them, to change state or options
+        alone = [_count_holders(opt) for opt in [torch.optim.SGD([torch.zeros(1)])]]  # of what nobody else holds
+        is_held = any([_count_holders(opt)] != alone for opt in each)  # by who made them, to change state or options
         self._shared = self._can_share(each) and not np.ndim(learning_rate) and not is_held
         if self._shared:
             whole = {id(p): params[name] for name, p in modules[0].named_parameters()}

@@ -7,6 +7,7 @@ one by one.
 """
 
 import copy
+import operator
 import os
 import random
 import warnings
@@ -35,6 +36,7 @@ from mnist1d.engine.checks import (
     keep_attributes,
     keep_function,
     keep_random_state,
+    list_attributes,
     list_modules,
     list_watched,
     names_autograd,
@@ -178,8 +180,9 @@ class Stack:
                     if example is None:
                         raise ValueError("build: the module is lazy; pass a batch as `example`")
                     modes = [(part, part.training) for part in module.modules()]
+                    module.eval()
                     with torch.no_grad():
-                        module.eval()(example[0][i])
+                        module(example[0][i])
                     for part, mode in modes:
                         part.training = mode
                 self.modules.append(module)
@@ -206,7 +209,8 @@ class Stack:
         self._has_own_modes = any(map(_has_own_modes, self.modules[0].modules()))  # LoRA merges its weights there
         self._replay = os.environ.get("MNIST1D_REPLAY", "1") != "0" if replay is None else replay
         self._recordings, self._since_check, self.checked, self._outside, self._inside = {}, 0, 0, None, None
-        self._losses, self._seen, self._attributes, self._flagged = None, None, [], []
+        self._losses, self._seen, self._handed_out = None, None, {}
+        self._dicts, self._copies, self._places, self._versions = [], [], [], []  # of the models, as they were stacked
         self._since_plain = self._steps = 0  # since the last comparison with the plain way, and in all
         self._gaps, self._gap, self._widest, self._has_changed = random.Random(0), 1, 8, False
         settings = optimizer, learning_rate, momentum, weight_decay
@@ -321,7 +325,8 @@ class Stack:
     def __getstate__(self):
         """Without recordings and comparisons, which whoever reads it makes anew."""
         without = {"_recordings": {}, "_evaluates_together": {}, "_batch": None, "_losses": None, "_since_check": 0,
-                   "_seen": None, "_watched": []}  # fmt: skip
+                   "_seen": None, "_handed_out": {}, "_watched": [], "_dicts": [], "_copies": [], "_places": [],
+                   "_versions": []}  # fmt: skip
         return {**self.__dict__, **without}
 
     def __setstate__(self, state):
@@ -338,6 +343,8 @@ class Stack:
         if self._template is not None:
             self._share_state(self._template)
             self._watched = list_watched(self._template)
+        if self.stacked:
+            self._note_models()
 
     # Gradients and steps -----------------------------------------------------------------------------------------
 
@@ -350,11 +357,19 @@ class Stack:
             Of the learning rate, for a schedule.
         """
         grads = self.grads if self.stacked else None
+        if not self.stacked:  # what was put in the place of a gradient
+            self._hand_out({n: g for n, g in self.grads.items() if g is not self._handed_out.get(n)})
         with nullcontext() if self.optimizers.are_of_torch else keep_random_state():
             self.optimizers.step(grads, factor, self._compute_again, self._losses, self._random_of)
         if not self.optimizers.are_of_torch:
             for i in range(len(self)):
                 self._sync_parameters(i)
+
+    def _hand_out(self, grads):
+        """Give the modules their parts of gradients."""
+        for name, grad in grads.items():
+            for i, module in enumerate(self.modules):
+                module.get_parameter(name).grad = None if grad is None else grad[i]
 
     def _compute_again(self, i):
         """Loss and gradients of model i on the last batch, for an optimiser that asks for them within its step."""
@@ -444,6 +459,7 @@ class Stack:
                     )
                     for part, n, g in zip(self.grads[name], named, own, strict=True):
                         n[name].grad = None if g is None else part  # so that a change of `grads` reaches it
+        self._handed_out = dict(self.grads)
         return torch.stack(losses)
 
     # All models together -----------------------------------------------------------------------------------------
@@ -583,7 +599,8 @@ class Stack:
         reason, before, seen, drawn = "", self._save_inner(), describe(), list(self._python_rng)
         with Finder() as finder:
             losses = self._backward_plain(batch)  # an error here is the user's own
-        if any(not torch.equal(p, values[name]) for name, p in self.params.items()):
+        pairs = [(p, values[name]) for name, p in self.params.items()]
+        if not all(torch.allclose(p, value, 0, 0, equal_nan=True) for p, value in pairs):
             reason = "the module changes parameters in its forward pass"
         elif {name for name, _ in module.named_buffers()} != self.buffers.keys():
             reason = "a buffer of the module begins as None"
@@ -627,8 +644,7 @@ class Stack:
         self._restore_inner(before)
         self._python_rng[:] = drawn  # if it differs, another thread drew
         self.stacked = True
-        self._attributes = [(vars(part), dict(vars(part))) for m in self.modules for part in m.modules()]
-        self._flagged = [(p, name) for m in self.modules for name, p in m.named_parameters()]
+        self._note_models()
         return self._compute(batch)
 
     def _find_difference(self, batch, plain, names, after, fresh):
@@ -653,13 +669,31 @@ class Stack:
         except Exception as error:  # whatever a module does that vmap cannot; the plain way has just worked
             return str(error).strip().splitlines()[0] or type(error).__name__
 
+    def _note_models(self):
+        """What whoever built the models may change of them."""
+        parts = [part for m in self.modules for part in m.modules()]
+        shared = {id(v) for part in self.modules[0].modules() for v in list_attributes(part)}  # with the template
+        dicts = [d for part in parts for d in (vars(part), *vars(part).values()) if isinstance(d, dict)]
+        self._dicts = [d for d in dicts if id(d) not in shared]
+        self._copies = [dict(d) for d in self._dicts]
+        named = [item for m in self.modules for item in m.named_parameters()]
+        self._places = [(p, p.data_ptr(), name) for name, p in named]
+        held = [t for part in parts for t in vars(part).values() if isinstance(t, torch.Tensor) and not t.requires_grad]
+        self._versions = [(t, t.data_ptr(), t._version) for t in held]
+
     def _look_at_models(self):
         """Where whoever built the models has changed one of them since, go on one by one, with what it is now."""
+        flags = self._flags
         try:
-            is_same = all(now == was for now, was in self._attributes)
+            is_same = all(map(operator.eq, self._dicts, self._copies))
+            is_same &= all(p.data_ptr() == at and p.requires_grad == flags[name] for p, at, name in self._places)
+            is_same &= all(t.data_ptr() == at and t._version == version for t, at, version in self._versions)
         except (RuntimeError, ValueError):  # another array or tensor in the place of one
             is_same = False
-        if not is_same or any(p.requires_grad != self._flags[name] for p, name in self._flagged):
+        if not is_same:
+            for i in range(len(self)):
+                self._sync_buffers(i)
+                self._sync_parameters(i)
             self.part()
             self._explain("a model was changed from outside", None)
 
@@ -828,6 +862,8 @@ class Stack:
         if any(t.ndim == 0 or len(t) != len(self) for t in batch):
             shapes = ", ".join(str(tuple(t.shape)) for t in batch)
             raise ValueError(f"batch: has shapes {shapes}; must have the {len(self)} seeds in front")
+        if any(t.requires_grad for t in batch):
+            raise ValueError("batch: requires a gradient; must not, take one by torch.autograd.grad in `objective`")
 
     def backward(self, *batch):
         """Losses of all models on a batch; their gradients are in `grads` afterwards.
@@ -876,6 +912,8 @@ class Stack:
 
     def part(self):
         """From now on compute the models one by one."""
+        if self.stacked:  # each module holds its own gradients from now on
+            self._hand_out(self.grads)
         self.stacked, self._replay, self._recordings = False, False, {}
         self._since_check = self._since_plain = 0
         self.optimizers.split()
@@ -896,7 +934,8 @@ class Stack:
                 own = [(p, p.grad, p.detach().clone()) for p in module.parameters()]
                 module.zero_grad()
                 with self._random_of(i):
-                    outs.append(function(module.eval(), *(t[i].clone() for t in batch)))
+                    module.eval()  # which not every module returns
+                    outs.append(function(module, *(t[i].clone() for t in batch)))
                 self._sync_buffers(i)
                 self._sync_parameters(i)
                 for p, grad, value in own:
@@ -921,11 +960,11 @@ class Stack:
         self._template.eval()
         random_states = torch.get_rng_state(), get_python_random()
         for _ in range(ATTEMPTS):
-            # What a function does to its batch in place stays here.
-            own = _copy(batch)
+            # What a function does in place, to its batch or to the parameters, stays here.
+            own, params = _copy(batch), {name: p.detach().clone() for name, p in self.params.items()}
             try:
                 with self._draws or nullcontext():
-                    together, _ = self._call(function, self.params, copy.deepcopy(self.buffers), *own)
+                    together, _ = self._call(function, params, copy.deepcopy(self.buffers), *own)
             except Exception:  # whatever vmap cannot; the plain way tells whether it is the user's error
                 self._evaluates_together[key] = False
                 return self._evaluate_plain(function, batch)
@@ -962,9 +1001,9 @@ class Stack:
         Tensor, shape (seed, ...), or the structure of such
         """
         self._check_batch(batch)
-        saved, python = self._save_inner(), list(self._python_rng)
         if self.stacked:
             self._look_at_models()
+        saved, python = self._save_inner(), list(self._python_rng)
         try:
             modules = [*self.modules, *([self._template] if self._template is not None else [])]
             is_loss = function == self.compute_loss
