@@ -4,8 +4,8 @@ import copy
 import functools
 import inspect
 import itertools
-import os
 import pickle
+import queue
 import random
 import types
 import warnings
@@ -256,18 +256,21 @@ def test_a_coefficient_that_is_annealed_outside_is_noticed_at_once():
 
 
 class Hidden:
-    """A number that cannot be seen from outside: in the environment."""
+    """A number that cannot be seen from outside."""
 
     def __init__(self, value):
-        self.value = value
+        self._held = queue.SimpleQueue()
+        self._held.put(value)
 
     @property
     def value(self):
-        return float(os.environ["HIDDEN"])
+        self._held.put(value := self._held.get())
+        return value
 
     @value.setter
     def value(self, value):
-        os.environ["HIDDEN"] = str(value)
+        self._held.get()
+        self._held.put(value)
 
 
 def test_what_changes_late_is_noticed_at_its_first_step():
