@@ -215,7 +215,8 @@ def format_figures(results, repository, root):
             part = next((m for m in claim["measured"] if m["outcome"] != "holds"), claim["measured"][0])
             symbol = VERDICTS[claim["verdict"]]
             shown.append(f"{claim['statement']}: {claim['published']} → {format_measured(part)} {symbol}")
-        verdicts = "".join(VERDICTS[c["verdict"]] for c in r["claims"]) + "–" * len(r["missing"])
+        found = {c["id"]: VERDICTS[c["verdict"]] for c in r["claims"]}
+        verdicts = "".join(found.get(claim_id, "–") for claim_id, claim in CLAIMS.items() if claim.slug == slug)
         stale = f"<br>*{STALE}*" if is_stale(slug, r, root) else ""
         thumbnail = f'<img src="figures/{slug}.png" width="160" alt="the figure of {slug}">'
         rows.append(
