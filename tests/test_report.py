@@ -99,7 +99,10 @@ def test_the_documents_count_and_show_every_verdict(checkout):
     row = next(line for line in table.splitlines() if line.startswith("| `shuffle.human`"))
     assert "cannot be measured" in row and CLAIMS["shuffle.human"].why in row
     assert "why not" in next(line for line in table.splitlines() if line.startswith("| `lottery.70`"))
-    assert report.STALE not in table and "✓✓?" in texts["README.md"]
+    rows = [line for line in table.splitlines() if line.startswith("| `lottery.") and "lottery_tickets.ipynb" in line]
+    signs = "".join("✓" if "**reproduced**" in row else "?" if "**undecided**" in row else "–" for row in rows)
+    assert {*signs} == {*"✓?–"} and f"| {signs} |" in texts["README.md"]  # in the same order
+    assert report.STALE not in table
 
 
 def test_results_of_other_code_are_marked_and_counted(checkout):
