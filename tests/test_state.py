@@ -308,11 +308,11 @@ def test_a_change_that_only_a_check_can_see_is_an_error_not_a_number(tmp_path):
     hidden = tmp_path / "scale"  # as good as any place that no picture of Python objects has
 
     def between(self, h):
-        return h.tanh() * float(hidden.read_text())
+        return h.tanh() * float(hidden.read_text(encoding="utf-8"))
 
     stack = Stack(base(between), [0, 1], optimizer=make_sgd)
     with pytest.raises(ReplayError, match="steps after the last comparison"):
         for step, batch in enumerate(draw_batches(2, 250)):
-            hidden.write_text("3.0" if step > 20 else "1.0")
+            hidden.write_text("3.0" if step > 20 else "1.0", encoding="utf-8")
             stack.backward(*batch)
             stack.step()
