@@ -369,7 +369,7 @@ def to_json(value: Any) -> Any:
     """Arrays, tensors and ranges as lists, floats with six significant digits, functions by name."""
     if isinstance(value, dict):
         return {str(k): to_json(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, range, np.ndarray)) and np.ndim(value):
+    if isinstance(value, (list, tuple, range)) or (isinstance(value, np.ndarray) and value.ndim):
         return [to_json(v) for v in value]
     if hasattr(value, "detach"):
         return to_json(value.detach().cpu().numpy())

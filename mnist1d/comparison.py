@@ -261,7 +261,7 @@ def _describe(value, depth=60, seen=None):
     if isinstance(value, (np.ndarray, torch.Tensor)):
         return _digest(value)
     if not depth or (is_code and is_library(value)) or isinstance(value, types.ModuleType):
-        return name
+        return f"{getattr(value, '__module__', '')}.{name}"
     if id(value) in seen:
         return f"{name} {seen[id(value)][0]}"
     seen[id(value)] = len(seen), value

@@ -156,14 +156,15 @@ def _read_args(args, changes):
         require(not (isinstance(args, type) and dataclasses.is_dataclass(args)), "args", args, "an instance of it")
         names = [*DEFAULTS, "label_noise", "validation_split"]
         if isinstance(args, Mapping):  # some make up an attribute for every name
-            names = [name for name in names if name in args]
+            names = [name for name in names if name in args or inspect.getattr_static(args, name, None) is not None]
         given = _read_attributes(args, names)
         require(given, "args", args, rule)
-        for name in given.keys() - DEFAULTS.keys() if not isinstance(args, ObjectView) else ():
-            value = given[name]  # code written for 0.0.2 may mean something of its own by it
-            if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 <= value <= 1:
-                del given[name]
-            if value:
+        for name in sorted(given.keys() - DEFAULTS.keys()) if not isinstance(args, ObjectView) else ():
+            value = given.pop(name)  # code written for 0.0.2 may mean something of its own by it
+            value = value.item() if isinstance(value, np.generic | np.ndarray) and value.size == 1 else value
+            if isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 <= value <= 1:
+                given[name] = value
+            if np.size(value) > 1 or value:
                 effect = "changes the data: it is an argument here" if name in given else "has no effect: no fraction"
                 warnings.warn(f"args.{name}={value!r} {effect}", stacklevel=4)
         for name in _list_fields(args):

@@ -1031,3 +1031,14 @@ def test_tensors_share_no_memory_with_the_dataset():
     for tensor in to_torch(data).tensors:
         tensor.fill_(7)
     assert not (data["x"] == 7).any() and not data["y"].any()
+
+
+def test_a_mapping_with_attributes_of_its_own_counts_as_an_object():
+    class Config(dict):
+        pass
+
+    args = Config()
+    args.num_samples = 100
+    assert make_dataset(args)["x"].shape == (80, 40)
+    with pytest.warns(UserWarning, match="changes the data"):
+        assert "y_clean" in make_dataset(argparse.Namespace(num_samples=100, label_noise=np.array(0.1)))

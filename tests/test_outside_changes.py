@@ -1,6 +1,8 @@
 """What somebody changes from outside while models train counts from the next step on; an evaluation changes nothing."""
 
 import copy
+import functools
+import warnings
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from torch.nn import functional as F
 from mnist1d.engine import Stack
 from mnist1d.training import fit, train
 from mnist1d.utils import set_seed
-from test_later_batches import check
+from test_later_batches import NOW, check
 from test_state import draw_batches, make_sgd
 from zoo import CLASSES, LENGTH, Base
 
@@ -528,3 +530,120 @@ def test_a_batch_that_requires_a_gradient_is_named():
     stack, (x, y) = Stack(Base, [0]), draw_batches(1, 1)[0]
     with pytest.raises(ValueError, match="requires a gradient"):
         stack.backward(x.requires_grad_(), y)
+
+
+def test_any_group_that_is_kept_of_an_optimiser_may_be_changed():
+    def make(params):
+        first, *others = params
+        optimizer = torch.optim.SGD([{"params": [first]}, {"params": others, "lr": 0.1}], lr=0.5)
+        MADE.append(optimizer.param_groups[1])
+        return optimizer
+
+    def stop(step):
+        for group in MADE if step == 5 else ():
+            group["lr"] = 0.0
+
+    MADE.clear()
+    check(Base, 2, optimizer=make, before=stop)
+
+
+class WritesLate(Base):
+    """Halves a weight in its forward passes from some step on."""
+
+    def forward(self, x):
+        if NOW["step"] > 0:
+            with torch.no_grad():
+                next(self.parameters()).mul_(0.5)
+        return super().forward(x)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_model_that_begins_to_write_on_its_parameters(n):
+    check(WritesLate, n, batches=draw_batches(n, 4))
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_parameter_that_is_replaced_is_named(n):
+    stack, (x, y) = Stack(Base, n), draw_batches(n, 1)[0]
+    stack.backward(x, y)
+    stack.modules[0].last = nn.Linear(8, CLASSES)
+    with pytest.raises(ValueError, match="a parameter of a Base was replaced; must keep those"):
+        stack.backward(x, y)
+
+
+def test_a_change_of_one_model_reaches_no_other():
+    MADE.clear()
+    stack, (x, y) = Stack(Masked, [0, 1]), draw_batches(2, 1)[0]
+    stack.backward(x, y)
+    before = stack.evaluate(lambda model, x: model(x), x)
+    MADE[0].cfg["shift"] = 10.0
+    after = stack.evaluate(lambda model, x: model(x), x)
+    torch.testing.assert_close(after, before + torch.tensor([10.0, 0.0])[:, None, None])
+
+
+def test_weight_norm_of_the_old_kind_may_be_frozen():
+    def build():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return nn.utils.weight_norm(nn.Linear(LENGTH, CLASSES))
+
+    stack = Stack(build, [0, 1], optimizer=make_sgd)
+    for step, batch in enumerate(draw_batches(2, 60)):
+        if step == 20:
+            stack.params["weight_g"].requires_grad_(False), stack.params["weight_v"].requires_grad_(False)
+        stack.backward(*batch)
+        stack.step()
+
+
+class CountsEvaluations(Base):
+    def __init__(self):
+        super().__init__()
+        self.seen = torch.zeros(())
+
+    def forward(self, x):
+        if not self.training:
+            self.seen += 1
+        return super().forward(x)
+
+
+def test_what_an_evaluation_has_given_back_is_no_change_from_outside():
+    stack, batches = Stack(CountsEvaluations, [0, 1]), draw_batches(2, 6)
+    for x, y in batches:
+        stack.backward(x, y)
+        stack.evaluate(lambda model, x: model(x), x)
+        stack.step()
+    assert stack.stacked and all(model.seen == 0 for model in stack.modules)
+
+
+class Teacher(nn.Module):
+    """A loss that keeps an average of what it has seen in a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(CLASSES))
+
+    def forward(self, out, y):
+        with torch.no_grad():
+            self.mean.lerp_(out.detach().mean(0), 0.5)
+        return F.cross_entropy(out + self.mean.detach(), y)
+
+
+def average(state, out, y):
+    state["mean"] = 0.5 * state.get("mean", 0) + 0.5 * out.detach().mean(0)
+    return F.cross_entropy(out + state["mean"], y)
+
+
+def count_in_columns():
+    seen = np.asfortranarray(np.zeros((2, 3)))
+
+    def loss(out, y):
+        seen[0] += 1
+        return F.cross_entropy(out, y) / seen[0, 0]
+
+    return loss
+
+
+@pytest.mark.parametrize("make_loss", [Teacher, lambda: functools.partial(average, {}), count_in_columns])
+def test_an_evaluation_leaves_what_a_loss_keeps_elsewhere(make_loss):
+    test_an_evaluation_leaves_what_a_loss_remembers(make_loss)

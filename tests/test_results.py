@@ -262,3 +262,7 @@ def test_seeds_and_numbers_of_any_kind_are_saved(folder, judged, monkeypatch):
 def test_a_claim_of_several_parts_asks_for_them():
     with pytest.raises(ValueError, match=r"bench\.fit has parts, must be a dict of"):
         judge("bench.fit", [100.0] * 5)
+
+
+def test_lists_of_different_lengths_become_json():
+    assert claims.to_json([[1, 2], [3], ("a", [1.5])]) == [[1, 2], [3], ["a", [1.5]]]

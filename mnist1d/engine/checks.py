@@ -201,6 +201,8 @@ def _keep_content(value, seen, depth):
         held, within, refill = value.copy(), value.values() if isinstance(value, dict) else (), value.update
     elif isinstance(value, tuple):
         return _join(_keep_contents(value, seen, depth))
+    elif isinstance(value, np.ndarray):
+        return functools.partial(np.copyto, value, value.copy()) if value.flags.writeable else None
     elif (kept := _read_bytes(value)) is not None:
         return functools.partial(_write_bytes, value, kept)
     else:
@@ -226,10 +228,12 @@ def _join(restores):
 
 
 def _keep_modules(modules, seen, depth=8, buffers=False):
-    """A function that gives the modules back what their attributes, and on demand their buffers, hold now."""
+    """A function that gives the modules back what attributes, and on demand buffers and parameters, hold now."""
     parts = list(dict.fromkeys(part for module in modules for part in module.modules()))
     saved = [(part, dict(vars(part)), dict(part._buffers)) for part in parts]
-    held = [v for part in parts for v in (*list_attributes(part), *(part._buffers.values() if buffers else ()))]
+    held = [v for part in parts for v in list_attributes(part)]
+    for part in parts if buffers else ():
+        held += [*part._buffers.values(), *(p.data for p in part._parameters.values() if p is not None)]
     contents = _keep_contents(held, seen, depth)
 
     def restore():
@@ -258,9 +262,13 @@ def keep_attributes(modules):
 def keep_function(function):
     """Leave what a loss counts or remembers as it was: in attributes, modules, and what it and its helpers read."""
     modules = list_modules(function)
+    held = []
     while isinstance(function, (functools.partial, types.MethodType)):
+        if isinstance(function, functools.partial):
+            held += [function.keywords, *function.args]
         function = function.func if isinstance(function, functools.partial) else function.__self__
-    held = [vars(function)] if hasattr(function, "__dict__") and not isinstance(function, nn.Module) else []
+    if hasattr(function, "__dict__") and not isinstance(function, nn.Module):
+        held.append(vars(function))
     cells, names = [], []
     for f in _list_helpers([function, *_list_methods(type(function))]):
         held.append(vars(f))
@@ -363,8 +371,7 @@ def list_held(value):
     """What an object holds: the values of its slots, and the dict of its attributes if it has one."""
     slots = [(kind, vars(kind).get("__slots__", ())) for kind in type(value).__mro__]
     named = [(kind, name) for kind, group in slots for name in ([group] if isinstance(group, str) else group)]
-    private = {name: f"_{kind.__name__.lstrip('_')}{name}" for kind, name in named if name[:2] == "__" != name[-2:]}
-    names = [private.get(name, name) for _, name in named]
+    names = [f"_{k.__name__.lstrip('_')}{n}" if n[:2] == "__" != n[-2:] else n for k, n in named]  # as Python has it
     held = [getattr(value, name, None) for name in names if name not in ("__dict__", "__weakref__")]
     return held + ([vars(value)] if hasattr(value, "__dict__") else [])
 
@@ -385,7 +392,10 @@ def freeze_tensors(module, buffers=False):
 
     What follows from parameters by autograd, as the weights of weight norm, is made anew at every call.
     """
-    held = [v for part in module.modules() for v in vars(part).values() if isinstance(v, torch.Tensor)]
+    held = []
+    for part in module.modules():
+        made = {getattr(hook, "name", None) for hook in part._forward_pre_hooks.values()}  # anew, by weight norm
+        held += [v for name, v in vars(part).items() if isinstance(v, torch.Tensor) and name not in made]
     tensors = [*(v for v in held if not v.requires_grad), *module.parameters(), *(module.buffers() if buffers else ())]
     values = [str(v.flatten()[:1000].tolist()) for v in held if _is_read(v)]  # `data` changes without a version
     return [(id(v), v.data_ptr(), v._version) for v in tensors], values
@@ -579,7 +589,8 @@ def is_library(value):
 def _is_installed(name):
     """Whether a package is one of Python's own, an installed one or this."""
     path = getattr(sys.modules.get(name), "__file__", None) or ""
-    return name in LIBRARIES or name in sys.stdlib_module_names or "site-packages" in path
+    is_installed = "site-packages" in path or "dist-packages" in path
+    return name in LIBRARIES or name in sys.stdlib_module_names or is_installed
 
 
 def _read_cells(function):

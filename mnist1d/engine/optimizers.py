@@ -19,8 +19,8 @@ ELEMENTWISE = {
 
 def _count_holders(optimizer):
     """How many references there are to an optimiser and to what somebody may change of it."""
-    held = optimizer, optimizer.param_groups, getattr(optimizer, "state", None), *optimizer.param_groups[:1]
-    return [sys.getrefcount(value) for value in held], weakref.getweakrefcount(optimizer)
+    whole = [sys.getrefcount(v) for v in (optimizer, optimizer.param_groups, getattr(optimizer, "state", None))]
+    return whole, {sys.getrefcount(group) for group in optimizer.param_groups}, weakref.getweakrefcount(optimizer)
 
 
 def _is_unhooked(optimizer):

@@ -672,7 +672,8 @@ class Stack:
     def _note_models(self):
         """What whoever built the models may change of them."""
         parts = [part for m in self.modules for part in m.modules()]
-        shared = {id(v) for part in self.modules[0].modules() for v in list_attributes(part)}  # with the template
+        attributes = [{id(v) for part in m.modules() for v in list_attributes(part)} for m in self.modules]
+        shared = set.intersection(*attributes)  # by all models: a change reaches all, and the template
         dicts = [d for part in parts for d in (vars(part), *vars(part).values()) if isinstance(d, dict)]
         self._dicts = [d for d in dicts if id(d) not in shared]
         self._copies = [dict(d) for d in self._dicts]
@@ -680,6 +681,10 @@ class Stack:
         self._places = [(p, p.data_ptr(), name) for name, p in named]
         held = [t for part in parts for t in vars(part).values() if isinstance(t, torch.Tensor) and not t.requires_grad]
         self._versions = [(t, t.data_ptr(), t._version) for t in held]
+
+    def _note_versions(self):
+        """An evaluation or a comparison has given tensors back what they held."""
+        self._versions = [(t, t.data_ptr(), t._version) for t, _, _ in self._versions]
 
     def _look_at_models(self):
         """Where whoever built the models has changed one of them since, go on one by one, with what it is now."""
@@ -691,6 +696,10 @@ class Stack:
         except (RuntimeError, ValueError):  # another array or tensor in the place of one
             is_same = False
         if not is_same:
+            now = [(id(p), name) for m in self.modules for name, p in m.named_parameters()]
+            if now != [(id(p), name) for p, _, name in self._places]:
+                rule = "must keep those that it was built with, which the optimiser holds: change them in place"
+                raise ValueError(f"modules: a parameter of a {type(self.modules[0]).__name__} was replaced; {rule}")
             for i in range(len(self)):
                 self._sync_buffers(i)
                 self._sync_parameters(i)
@@ -718,11 +727,12 @@ class Stack:
             with keep_attributes(self.modules), keep_function(function):
                 held = freeze_module(self.modules[0]), freeze_tensors(self.modules[0])
                 losses = self._backward_plain(batch)
-                if held != (freeze_module(self.modules[0]), freeze_tensors(self.modules[0])):  # it begins to remember
-                    return False
+                begins_to_remember = held != (freeze_module(self.modules[0]), freeze_tensors(self.modules[0]))
             pairs = [(p, values[name]) for name, p in self.params.items()]
             if not all(torch.allclose(p, value, 0, 0, equal_nan=True) for p, value in pairs):  # in a forward pass
                 self._load(values)
+                return False
+            if begins_to_remember:
                 return False
             plain = [losses, *(self.grads[name] for name in self.params if self.grads[name] is not None)]
             names, after = [n for n in self.params if self.grads[n] is not None], self._save_inner()
@@ -741,6 +751,7 @@ class Stack:
         finally:
             self._restore_inner(before)
             self._python_rng[:] = python
+            self._note_versions()
         if same:
             self._since_plain, self._has_changed = 0, False
             self._gap = self._gaps.randint(self._widest // 2, self._widest)
@@ -1012,3 +1023,4 @@ class Stack:
         finally:
             self._restore_inner(saved)
             self._python_rng[:] = python
+            self._note_versions()
