@@ -3,10 +3,12 @@
 import ast
 import hashlib
 import io
+import itertools
 import json
 import os
 import platform
 import re
+import sys
 import threading
 import tokenize
 from collections import defaultdict
@@ -20,7 +22,7 @@ from mnist1d import __version__, settings
 from mnist1d.claims import CLAIMS, Verdicts, no_verdict, to_json
 from mnist1d.utils import open_for_rename, show_written
 
-__all__ = ["code_digest", "load_results", "save_results", "write_json"]
+__all__ = ["code_digest", "load_results", "open_parts", "save_results", "write_json"]
 
 LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "matplotlib")
 
@@ -113,6 +115,11 @@ def code_digest(slug: str, root: str | os.PathLike) -> str:
     cells = json.loads((Path(root) / "notebooks" / f"{slug}.ipynb").read_text(encoding="utf-8"))["cells"]
     source = "\n".join("".join(cell["source"]) + "\n" for cell in cells if cell["cell_type"] == "code")
     source = re.sub(r"^(\s*)([%!].*)$", lambda m: f"{m[1]}magic({m[2]!r})", source, flags=re.M)  # no Python
+    return _digest(source, root)
+
+
+def _digest(source, root):
+    """Of some code, and of what it reaches in the package."""
     statements = _list_statements(_read_package(root))
     reached, seen, todo = set(), set(), set(_list_words(_parse(source)))
     while todo:
@@ -123,7 +130,23 @@ def code_digest(slug: str, root: str | os.PathLike) -> str:
     return hashlib.sha256("\n".join([_normalize(source), *sorted(reached)]).encode()).hexdigest()[:16]
 
 
-def _read_processor():
+_count = itertools.count()
+
+
+def open_parts() -> Path | None:
+    """A folder for what ends of the sweep that now begins; None outside of a notebook in a checkout.
+
+    Its name is a digest of what decides the results: all cells up to now and what they reach in the package. The
+    runner's own folder tells settings, versions and files apart.
+    """
+    shell, root = "IPython" in sys.modules and sys.modules["IPython"].get_ipython(), settings.find_root()
+    if not shell or not root:
+        return None
+    code = _digest("\n".join(f"{cell}\n" for cell in shell.user_ns["In"]), root)
+    return Path(os.environ["MNIST1D_PARTS"]) / f"{code}-{next(_count)}"
+
+
+def read_processor() -> str:
     """The processor's name as the system tells it."""
     cpuinfo = Path("/proc/cpuinfo")  # of Linux
     found = re.search(r"model name\s*: (.+)", cpuinfo.read_text(encoding="utf-8")) if cpuinfo.is_file() else None
@@ -186,7 +209,7 @@ def save_results(
         "no_verdict": reason,
         "code": code_digest(slug, root) if root else None,
         "versions": {"python": platform.python_version(), "mnist1d": __version__, **versions},
-        "processor": _read_processor(),
+        "processor": read_processor(),
         "device": str(settings.get_device()),
         "jobs": settings.get_jobs(),
         "threads": int((os.environ.get("OMP_NUM_THREADS") or "1").split(",")[0]),  # of the outermost level

@@ -6,6 +6,7 @@
 | MNIST1D_DEVICE | cpu, cuda, cuda:1, mps ... | CUDA where there is one |
 | MNIST1D_DATA | folder of MNIST and CIFAR-10 | the user's cache |
 | MNIST1D_OUTPUT | folder of figures and results | build/<profile> |
+| MNIST1D_PARTS | folder in which the runner keeps what has ended of a notebook's sweeps | none |
 | MNIST1D_SEED_OFFSET | what `make replicate` adds to every seed of a notebook | 0 |
 | JOBS | worker processes of a sweep | 1 on a GPU, else all usable cores |
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "KEEP_MEMORY", "find_root", "get_device", "get_jobs", "is_seed", "measure_peak_memory", "note_peak_memory",
-    "output_folder", "pick", "profile", "seconds", "seed_offset", "shift_seeds", "start_clock",
+    "note_seconds", "output_folder", "pick", "profile", "seconds", "seed_offset", "shift_seeds", "start_clock",
 ]  # fmt: skip
 
 PROFILES = ("paper", "quick", "smoke")
@@ -38,6 +39,7 @@ KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": s
 T = TypeVar("T")
 
 _started = time.perf_counter()
+_saved = 0.0  # seconds
 _peak_memory = 0  # bytes, the largest of any worker
 
 
@@ -171,13 +173,19 @@ def output_folder() -> Path:
 
 def start_clock() -> None:
     """Let :func:`seconds` count from now."""
-    global _started  # noqa: PLW0603
-    _started = time.perf_counter()
+    global _started, _saved
+    _started, _saved = time.perf_counter(), 0.0
+
+
+def note_seconds(saved: float) -> None:
+    """Let :func:`seconds` count work that an earlier run has done, seconds."""
+    global _saved  # noqa: PLW0603
+    _saved += saved
 
 
 def seconds() -> float:
-    """Seconds since the notebook's clock was started."""
-    return time.perf_counter() - _started
+    """Seconds since the notebook's clock was started, with those of the work that an earlier run has done."""
+    return time.perf_counter() - _started + _saved
 
 
 def measure_peak_memory() -> int:

@@ -4,11 +4,13 @@ On the CPU one thread a process is fastest for networks of this size, so paralle
 processes (:func:`sweep`) and from computing the seeds of one process together (:func:`train`).
 """
 
+import hashlib
 import multiprocessing
 import numbers
 import os
 import pickle
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -22,8 +24,9 @@ from tqdm.auto import tqdm
 
 from mnist1d.engine import ReplayError, Stack
 from mnist1d.engine.checks import is_close
-from mnist1d.settings import KEEP_MEMORY, get_device, get_jobs, measure_peak_memory, note_peak_memory
+from mnist1d.settings import KEEP_MEMORY, get_device, get_jobs, measure_peak_memory, note_peak_memory, note_seconds
 from mnist1d.transform import check_integer, list_seeds, require
+from mnist1d.utils import from_pickle, open_for_rename
 
 __all__ = ["Stack", "SweepError", "accuracy", "batches", "early_stopped", "fit", "split_tensors", "sweep", "train"]
 
@@ -416,13 +419,48 @@ _turn = threading.RLock()  # a sweep within a sweep has it already
 _thread = threading.local()
 
 
-def _run_task(run, variant, seeds, dtype):
+def _name_parts(tasks):
+    """For each task of a sweep the file that keeps its result, or None where the runner does not ask for it."""
+    folder = None
+    if os.environ.get("MNIST1D_PARTS"):
+        from mnist1d.results import open_parts  # which imports scipy
+
+        folder = open_parts()
+    return [folder and folder / hashlib.sha256(repr(task).encode()).hexdigest()[:16] for task in tasks]
+
+
+def _run_task(run, variant, seeds, dtype, part):
     with _turn:
         nested, _thread.in_task = getattr(_thread, "in_task", False), True
         try:
-            return _run_alone(run, variant, seeds, dtype)
+            return _run_or_read(run, variant, seeds, dtype, part)
         finally:
             _thread.in_task = nested
+
+
+def _run_or_read(run, variant, seeds, dtype, part):
+    """A task's (result, error, peak memory) and the seconds that reading it saved; `part` is its file, if any."""
+    if part and part.is_file():
+        try:
+            done, spent = from_pickle(part)
+            part.touch()  # it is in use
+            return done, spent
+        except (
+            OSError,
+            TypeError,
+            ValueError,
+            pickle.UnpicklingError,
+        ):  # damaged, or of objects that only code can make
+            pass
+    start = time.perf_counter()
+    done = _run_alone(run, variant, seeds, dtype)
+    if part and done[1] is None:
+        try:
+            with open_for_rename(part) as file:
+                pickle.dump((done, time.perf_counter() - start), file, protocol=5)
+        except Exception:  # a full disk, or what cannot be pickled
+            pass
+    return done, 0.0
 
 
 def _run_alone(run, variant, seeds, dtype):
@@ -516,6 +554,9 @@ def sweep(
 
     Notes
     -----
+    Of a notebook that `make` runs, what has ended is kept and read again if it is run anew, until a cell up to this
+    one changes, or what it uses.
+
     Workers are joblib's: inside ``joblib.parallel_config(backend="dask")`` the same sweep runs on a cluster, best
     with one thread a worker, as the threads of a process take turns. A sweep within a sweep runs in its place.
     """
@@ -534,7 +575,11 @@ def sweep(
     nested = getattr(_thread, "in_task", False)  # its workers are all busy
     jobs = 1 if nested else min(get_jobs(), len(tasks))
     dtype = torch.get_default_dtype()
-    calls = (joblib.delayed(_run_task)(run, variants[name], part, dtype) for name, part in tasks)
+    files = [None] * len(tasks) if nested else _name_parts((desc, dtype, task) for task in tasks)
+    calls = (
+        joblib.delayed(_run_task)(run, variants[name], part, dtype, file)
+        for (name, part), file in zip(tasks, files, strict=True)
+    )
     collected = {name: [] for name in variants}
     failures = []
     added = KEEP_MEMORY.keys() - os.environ.keys()  # workers inherit them
@@ -556,8 +601,9 @@ def sweep(
             warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
             results = joblib.Parallel(jobs, "sequential" if nested else None, return_as="generator")(calls)
             progress = tqdm(results, total=len(tasks), desc=desc)
-            for (name, part), (result, error, memory) in zip(tasks, progress, strict=True):
+            for (name, part), ((result, error, memory), saved) in zip(tasks, progress, strict=True):
                 note_peak_memory(memory)
+                note_seconds(saved / jobs)
                 if error is None:
                     collected[name].append(result)
                 else:

@@ -427,6 +427,46 @@ def test_a_killed_runner_leaves_no_process_and_resumes(checkout, kill):
     assert sorted(published(checkout)) == ["tsne.json", "tsne.png"]
 
 
+SWEEP = """
+from pathlib import Path
+
+from mnist1d.training import sweep
+
+
+def run(variant, seeds):
+    with open("log", "a") as file:
+        file.write(f"{variant} ")
+    if variant == "last" and not Path("ready").exists():
+        raise RuntimeError("not yet")
+    return [len(variant) for _ in seeds]
+
+
+x = len(sweep(run, ["first", "last"], 1))
+""".strip()
+
+
+def test_what_sweeps_have_ended_is_not_computed_again(checkout, capsys, monkeypatch):
+    """But after a change of a cell up to the sweep."""
+    log, notebooks = "", checkout / "notebooks"
+    monkeypatch.setenv("JOBS", "1")
+
+    def run_cells(*cells, status=0):
+        nonlocal log
+        write_notebook(checkout, cells)
+        assert run(checkout) == status
+        before, log = log, (notebooks / "log").read_text(encoding="utf-8")
+        return log.removeprefix(before).split()
+
+    assert run_cells(SWEEP, SAVE_ANY, status=1) == ["first", "last"]
+    assert "not yet" in capsys.readouterr().out
+    (notebooks / "ready").touch()
+    assert run_cells(SWEEP, SAVE_ANY) == ["last"]
+    assert run_cells(SWEEP, "y = 0  # another figure", SAVE_ANY) == []
+    assert read_json(checkout / "figures" / "tsne.json")["numbers"] == {"x": 2}
+    assert run_cells("z = 0", SWEEP, SAVE_ANY) == ["first", "last"]
+    assert len(list((checkout / "build" / "parts").rglob("*-0/*"))) == 2  # those of the other cells are gone
+
+
 def test_a_worker_that_outlives_its_kernel_is_ended(checkout):
     leave = """
 import pathlib, subprocess, sys

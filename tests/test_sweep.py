@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import threading
+import time
 import warnings
 
 import numpy as np
@@ -95,6 +96,57 @@ def test_an_interrupt_keeps_what_had_ended(monkeypatch):
     with pytest.raises(KeyboardInterrupt) as caught:
         sweep(stop_at_z, ["x", "y", "z"], 2)
     assert caught.value.finished.keys() == {"x", "y"}
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_has_ended_is_read_by_the_next_run(monkeypatch, tmp_path, jobs):
+    monkeypatch.setenv("JOBS", str(jobs))
+    monkeypatch.setenv("MNIST1D_PARTS", str(tmp_path))
+    monkeypatch.setattr("mnist1d.results.open_parts", lambda: tmp_path / "parts")
+    log, ready = tmp_path / "log", tmp_path / "ready"
+
+    def run(variant, seeds):
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(f"{variant}{seeds[0]} ")
+        time.sleep(0.2)
+        if variant == "late" and not ready.exists():
+            raise RuntimeError("not yet")
+        by_columns = np.asfortranarray(np.arange(6.0).reshape(1, 2, 3)) + seeds[0]
+        few = np.array([seeds[0] + 0.1], dtype=np.float32)
+        result = {"x": by_columns, "pair": (few, [len(variant)]), 3: [np.float64(seeds[0])], "text": [f"é{variant}"]}
+        return result | ({"tensor": torch.zeros(1)} if variant == "tensor" else {})
+
+    def sweep_all():
+        log.write_text("", encoding="utf-8")
+        settings.start_clock()
+        try:
+            return sweep(run, ["early", "tensor", "late"], 2, chunk=1)
+        finally:
+            assert settings.seconds() > 6 * 0.2 / jobs  # with those that another run has spent
+
+    with pytest.raises(SweepError, match="not yet"):
+        sweep_all()
+    assert sorted(log.read_text(encoding="utf-8").split()) == [
+        "early0",
+        "early1",
+        "late0",
+        "late1",
+        "tensor0",
+        "tensor1",
+    ]
+    ready.touch()
+    for path in (tmp_path / "parts").iterdir():  # one of them damaged
+        if b"early" in (content := path.read_bytes()) and b"tensor" not in content:
+            path.write_bytes(content[:-20])
+            break
+    found = sweep_all()
+    made = sorted(log.read_text(encoding="utf-8").split())
+    assert made[0] in ("early0", "early1") and made[1:] == ["late0", "late1", "tensor0", "tensor1"]  # no tensor is read
+    monkeypatch.delenv("MNIST1D_PARTS")
+    plain = sweep_all()
+    np.testing.assert_equal(found, plain)
+    assert repr(found) == repr(plain)
+    found["early"]["x"] += 1  # may be written to
 
 
 def test_a_sweep_takes_whatever_a_function_returns_per_seed(data):

@@ -16,6 +16,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import signal
 import sys
@@ -37,7 +38,7 @@ from kernels import Guard, Interrupted, execute
 from mnist1d import settings
 from mnist1d.claims import digest_cell
 from mnist1d.images import CIFAR10_SHA256, MNIST_SHA256, find_data
-from mnist1d.results import code_digest
+from mnist1d.results import code_digest, read_processor
 from mnist1d.utils import open_for_rename
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,6 +89,10 @@ class Run:
     def stamp(self, slug):
         return self.root / "build" / "stamps" / self.name / f"{slug}.json"
 
+    def parts(self, slug):
+        """Where the sweeps of a notebook keep what has ended."""
+        return self.root / "build" / "parts" / self.name / slug
+
     def notebook(self, slug):
         return self.root / "notebooks" / f"{slug}.ipynb"
 
@@ -123,6 +128,18 @@ def describe(slug, run):
         "device": find_device(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }
+
+
+def find_parts(slug, run, before):
+    """The folder of what sweeps have ended here; another one where anything but code decides otherwise."""
+    source = run.notebook(slug).read_text(encoding="utf-8")
+    read = {
+        slug: read_results(run.root / "figures" / f"{slug}.json")
+        for slug in re.findall(r"load_results\(\W*(\w+)", source)
+    }
+    known = {**before, "code": None, "results": read, "processor": read_processor()}
+    known |= {"replay": os.environ.get("MNIST1D_REPLAY")}
+    return run.parts(slug) / digest(json.dumps(known, sort_keys=True).encode())[:16]
 
 
 def is_stale(slug, run):
@@ -284,12 +301,14 @@ def run_notebook(slug, run, jobs, guard, on_cell=None):
     work = run.root / "build" / "run" / slug
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
+    began = work.stat().st_mtime
     failed = run.root / "build" / f"{slug}.failed.ipynb"
     failed.unlink(missing_ok=True)
     environment = {
         "MNIST1D_PROFILE": run.profile,
         "MNIST1D_SEED_OFFSET": str(run.offset),
         "MNIST1D_OUTPUT": str(work),
+        "MNIST1D_PARTS": str(find_parts(slug, run, before)) if run.profile == "paper" else "",
         "TQDM_DISABLE": "1",
         "PYTHONHASHSEED": "0",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(run.root), os.environ.get("PYTHONPATH")])),
@@ -321,6 +340,9 @@ def run_notebook(slug, run, jobs, guard, on_cell=None):
                 output.data[kind] = output.data[kind].replace(*moved)
     publish(slug, run, notebook, work, after)
     shutil.rmtree(work)
+    for folder in run.parts(slug).glob("*/*"):
+        if all(path.stat().st_mtime < began for path in folder.iterdir()):  # of other code
+            shutil.rmtree(folder)
     return results
 
 
