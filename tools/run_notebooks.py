@@ -6,7 +6,8 @@ or draws a figure; a notebook that runs alone has all cores.
 What this machine has made is known by its stamps in `build/stamps`: the committed results are the reference,
 not a result of this machine. A run works in `build/run/<slug>`; only a complete one moves its files to their
 folder and its outputs into the notebook, each by rename, the results file and then the stamp last. So a run
-can be killed at any moment and started again.
+can be killed at any moment and started again: what its sweeps have ended is kept in `build/parts` (see
+`mnist1d.results.open_parts`), until a complete run no longer uses it.
 """
 
 import argparse
