@@ -250,7 +250,7 @@ def _digest(value):
         return f"{value.dtype} {getattr(value, 'layout', '')}"
 
 
-def _describe(value, depth=60, seen=None):
+def describe(value: Any, depth: int = 60, seen: dict | None = None) -> str:
     """What a value is and holds; of the functions and classes that a user wrote, what they do, as far as text tells."""
     seen = {} if seen is None else seen  # by id: its number and itself; each is described once
     name = getattr(value, "__qualname__", None)
@@ -270,7 +270,7 @@ def _describe(value, depth=60, seen=None):
     elif isinstance(value, (list, tuple)):
         parts = value
     elif isinstance(value, (set, frozenset)):
-        parts = sorted(_describe(part, depth - 1, dict(seen)) for part in value)  # in whatever order they come
+        parts = sorted(describe(part, depth - 1, dict(seen)) for part in value)  # in whatever order they come
     elif isinstance(value, Mapping):
         parts = [part for item in value.items() for part in item]
     elif isinstance(value, types.CodeType):
@@ -296,7 +296,7 @@ def _describe(value, depth=60, seen=None):
         parts = [type(value), *held]
     if isinstance(value, (list, tuple, set, frozenset, Mapping)) and not is_library(type(value)):
         parts = [*parts, type(value), *list_held(value)]  # a class of the user's, with attributes of its own
-    return f"{name}({', '.join(_describe(part, depth - 1, seen) for part in parts)})"
+    return f"{name}({', '.join(describe(part, depth - 1, seen) for part in parts)})"
 
 
 def _check_cache(folder):
@@ -383,7 +383,7 @@ def _fingerprint(arm, data):
         rates = list(arm["learning_rate"])[:1] if np.ndim(arm.get("learning_rate")) else None
         stack, history = _train(short, first, [0], rates)
     out = stack.evaluate(lambda model, x: model(x), *split_tensors(first, "", 1, get_device())[:1])
-    settings = sorted((k, _describe(v)) for k, v in arm.items() if k != "device")
+    settings = sorted((k, describe(v)) for k, v in arm.items() if k != "device")
     schedule = copy.deepcopy(arm.get("schedule"))
     schedule = [schedule(step) for step in range(arm["steps"])] if schedule else []
     digest = hashlib.sha256(out.cpu().numpy().tobytes())

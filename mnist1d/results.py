@@ -3,12 +3,10 @@
 import ast
 import hashlib
 import io
-import itertools
 import json
 import os
 import platform
 import re
-import sys
 import threading
 import tokenize
 from collections import defaultdict
@@ -20,9 +18,10 @@ from typing import Any
 
 from mnist1d import __version__, settings
 from mnist1d.claims import CLAIMS, Verdicts, no_verdict, to_json
+from mnist1d.parts import read_package
 from mnist1d.utils import open_for_rename, show_written
 
-__all__ = ["code_digest", "load_results", "open_parts", "save_results", "write_json"]
+__all__ = ["code_digest", "digest_source", "load_results", "read_processor", "save_results", "write_json"]
 
 LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "matplotlib")
 
@@ -61,22 +60,16 @@ def _parse(source):
         return ast.parse(source)
 
 
-def _read_package(root):
-    """(module, source) of every module of the package."""
-    paths = sorted((Path(root) / "mnist1d").rglob("*.py"))
-    return tuple((p.parent.name if p.stem == "__init__" else p.stem, p.read_text(encoding="utf-8")) for p in paths)
-
-
 @lru_cache(maxsize=4)
 def _list_statements(package):
     """(text, words) of the package's top-level statements, by the words at which a statement counts.
 
     A function, class or constant counts at its name; a statement that may do more than bind names, at its module's.
-    `claims` and `results`, which judge and store numbers, do not count.
+    `claims`, `parts` and `results`, which judge and store numbers, do not count.
     """
     modules, statements = {module for module, _ in package}, defaultdict(list)
     for module, source in package:
-        if module in ("claims", "results"):
+        if module in ("claims", "parts", "results"):
             continue
         lines = source.splitlines()
         for node in _parse("\n".join(lines)).body:
@@ -114,13 +107,24 @@ def code_digest(slug: str, root: str | os.PathLike) -> str:
     """
     cells = json.loads((Path(root) / "notebooks" / f"{slug}.ipynb").read_text(encoding="utf-8"))["cells"]
     source = "\n".join("".join(cell["source"]) + "\n" for cell in cells if cell["cell_type"] == "code")
+    return digest_source(source, read_package(root))
+
+
+def digest_source(source: str, package: tuple[tuple[str, str], ...]) -> str:
+    """A digest of the source of cells, and of what they reach in the package.
+
+    Parameters
+    ----------
+    source : str
+    package : tuple of (str, str)
+        As :func:`mnist1d.parts.read_package` returns it.
+
+    Returns
+    -------
+    str
+    """
     source = re.sub(r"^(\s*)([%!].*)$", lambda m: f"{m[1]}magic({m[2]!r})", source, flags=re.M)  # no Python
-    return _digest(source, root)
-
-
-def _digest(source, root):
-    """Of some code, and of what it reaches in the package."""
-    statements = _list_statements(_read_package(root))
+    statements = _list_statements(package)
     reached, seen, todo = set(), set(), set(_list_words(_parse(source)))
     while todo:
         seen.add(word := todo.pop())
@@ -128,22 +132,6 @@ def _digest(source, root):
             reached.add(text)
             todo |= words - seen
     return hashlib.sha256("\n".join([_normalize(source), *sorted(reached)]).encode()).hexdigest()[:16]
-
-
-_count = itertools.count()
-
-
-def open_parts() -> Path | None:
-    """A folder for what ends of the sweep that now begins; None outside of a notebook in a checkout.
-
-    Its name is a digest of what decides the results: all cells up to now and what they reach in the package. The
-    runner's own folder tells settings, versions and files apart.
-    """
-    shell, root = "IPython" in sys.modules and sys.modules["IPython"].get_ipython(), settings.find_root()
-    if not shell or not root:
-        return None
-    code = _digest("\n".join(f"{cell}\n" for cell in shell.user_ns["In"]), root)
-    return Path(os.environ["MNIST1D_PARTS"]) / f"{code}-{next(_count)}"
 
 
 def read_processor() -> str:
@@ -215,6 +203,7 @@ def save_results(
         "threads": int((os.environ.get("OMP_NUM_THREADS") or "1").split(",")[0]),  # of the outermost level
         "images": list(images),
         "seconds": round(settings.seconds(), 1),
+        "earlier_seconds": round(settings.earlier_seconds(), 1),  # of these, in runs that were stopped or repeated
         "peak_memory_mib": round(settings.note_peak_memory() / 2**20),
         "seeds": to_json(list(seeds)),
         "seed_offset": settings.seed_offset(),

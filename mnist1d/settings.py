@@ -6,7 +6,7 @@
 | MNIST1D_DEVICE | cpu, cuda, cuda:1, mps ... | CUDA where there is one |
 | MNIST1D_DATA | folder of MNIST and CIFAR-10 | the user's cache |
 | MNIST1D_OUTPUT | folder of figures and results | build/<profile> |
-| MNIST1D_PARTS | folder in which the runner keeps what has ended of a notebook's sweeps | none |
+| MNIST1D_PARTS | folder in which the runner keeps what has ended of a notebook's sweeps: see `parts` | none |
 | MNIST1D_SEED_OFFSET | what `make replicate` adds to every seed of a notebook | 0 |
 | JOBS | worker processes of a sweep | 1 on a GPU, else all usable cores |
 
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "KEEP_MEMORY", "find_root", "get_device", "get_jobs", "is_seed", "measure_peak_memory", "note_peak_memory",
-    "note_seconds", "output_folder", "pick", "profile", "seconds", "seed_offset", "shift_seeds", "start_clock",
+    "KEEP_MEMORY", "earlier_seconds", "find_root", "get_device", "get_jobs", "is_seed", "measure_peak_memory",
+    "note_peak_memory", "note_seconds", "output_folder", "pick", "profile", "seconds", "seed_offset", "shift_seeds",
+    "start_clock",
 ]  # fmt: skip
 
 PROFILES = ("paper", "quick", "smoke")
@@ -181,6 +182,11 @@ def note_seconds(saved: float) -> None:
     """Let :func:`seconds` count work that an earlier run has done, seconds."""
     global _saved  # noqa: PLW0603
     _saved += saved
+
+
+def earlier_seconds() -> float:
+    """Seconds of work that an earlier run has done."""
+    return _saved
 
 
 def seconds() -> float:

@@ -4,7 +4,6 @@ On the CPU one thread a process is fastest for networks of this size, so paralle
 processes (:func:`sweep`) and from computing the seeds of one process together (:func:`train`).
 """
 
-import hashlib
 import multiprocessing
 import numbers
 import os
@@ -24,9 +23,9 @@ from tqdm.auto import tqdm
 
 from mnist1d.engine import ReplayError, Stack
 from mnist1d.engine.checks import is_close
+from mnist1d.parts import name_parts, read_part, write_part
 from mnist1d.settings import KEEP_MEMORY, get_device, get_jobs, measure_peak_memory, note_peak_memory, note_seconds
 from mnist1d.transform import check_integer, list_seeds, require
-from mnist1d.utils import from_pickle, open_for_rename
 
 __all__ = ["Stack", "SweepError", "accuracy", "batches", "early_stopped", "fit", "split_tensors", "sweep", "train"]
 
@@ -419,16 +418,6 @@ _turn = threading.RLock()  # a sweep within a sweep has it already
 _thread = threading.local()
 
 
-def _name_parts(tasks):
-    """For each task of a sweep the file that keeps its result, or None where the runner does not ask for it."""
-    folder = None
-    if os.environ.get("MNIST1D_PARTS"):
-        from mnist1d.results import open_parts  # which imports scipy
-
-        folder = open_parts()
-    return [folder and folder / hashlib.sha256(repr(task).encode()).hexdigest()[:16] for task in tasks]
-
-
 def _run_task(run, variant, seeds, dtype, part):
     with _turn:
         nested, _thread.in_task = getattr(_thread, "in_task", False), True
@@ -439,28 +428,14 @@ def _run_task(run, variant, seeds, dtype, part):
 
 
 def _run_or_read(run, variant, seeds, dtype, part):
-    """A task's (result, error, peak memory) and the seconds that reading it saved; `part` is its file, if any."""
-    if part and part.is_file():
-        try:
-            done, spent = from_pickle(part)
-            part.touch()  # it is in use
-            return done, spent
-        except (
-            OSError,
-            TypeError,
-            ValueError,
-            pickle.UnpicklingError,
-        ):  # damaged, or of objects that only code can make
-            pass
+    """A task's (result, error, peak memory), and the seconds that an earlier run has spent on it."""
+    if known := read_part(part):
+        return (known[0], None, measure_peak_memory()), known[1]
     start = time.perf_counter()
-    done = _run_alone(run, variant, seeds, dtype)
-    if part and done[1] is None:
-        try:
-            with open_for_rename(part) as file:
-                pickle.dump((done, time.perf_counter() - start), file, protocol=5)
-        except Exception:  # a full disk, or what cannot be pickled
-            pass
-    return done, 0.0
+    result, error, memory = _run_alone(run, variant, seeds, dtype)
+    if error is None:
+        write_part(part, result, time.perf_counter() - start)
+    return (result, error, memory), 0.0
 
 
 def _run_alone(run, variant, seeds, dtype):
@@ -531,7 +506,7 @@ def sweep(
     ----------
     run : callable
         ``run(variant, seeds)`` returns arrays whose first axis is the seed, lists with one entry per seed, or
-        dicts and tuples of such; what :func:`train` returns, for example. It must be pure.
+        dicts and tuples of such; what :func:`train` returns, for example. It must be pure, and write no files.
     variants : dict or sequence
         Name to variant, in the order of running: put the longest first. A sequence's items are their own names.
     seeds : int or sequence of int
@@ -555,7 +530,7 @@ def sweep(
     Notes
     -----
     Of a notebook that `make` runs, what has ended is kept and read again if it is run anew, until a cell up to this
-    one changes, or what it uses.
+    one changes, or what it uses; see :mod:`mnist1d.parts`.
 
     Workers are joblib's: inside ``joblib.parallel_config(backend="dask")`` the same sweep runs on a cluster, best
     with one thread a worker, as the threads of a process take turns. A sweep within a sweep runs in its place.
@@ -575,10 +550,10 @@ def sweep(
     nested = getattr(_thread, "in_task", False)  # its workers are all busy
     jobs = 1 if nested else min(get_jobs(), len(tasks))
     dtype = torch.get_default_dtype()
-    files = [None] * len(tasks) if nested else _name_parts((desc, dtype, task) for task in tasks)
+    parts = [None] * len(tasks) if nested else name_parts(run, variants, tasks, (desc, dtype, jobs == 1))
     calls = (
-        joblib.delayed(_run_task)(run, variants[name], part, dtype, file)
-        for (name, part), file in zip(tasks, files, strict=True)
+        joblib.delayed(_run_task)(run, variants[name], some, dtype, part)
+        for (name, some), part in zip(tasks, parts, strict=True)
     )
     collected = {name: [] for name in variants}
     failures = []

@@ -1,5 +1,7 @@
 """Fixtures shared by all tests."""
 
+import os
+
 import hypothesis
 import matplotlib
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from notebooks import load_definitions
 
 matplotlib.use("agg")
+os.environ.pop("MNIST1D_PARTS", None)  # the runner's
 
 # On a busy machine an example may take any time.
 hypothesis.settings.register_profile(

@@ -399,16 +399,16 @@ def test_arms_that_differ_late_are_told_apart(make, tmp_path):
 
 
 def test_constants_and_globals_of_functions_are_told_apart(monkeypatch):
-    assert comparison._describe(lambda x: 2 * x) != comparison._describe(lambda x: 3 * x)
-    described = comparison._describe(late_by_global)
-    assert described == comparison._describe(late_by_global)
+    assert comparison.describe(lambda x: 2 * x) != comparison.describe(lambda x: 3 * x)
+    described = comparison.describe(late_by_global)
+    assert described == comparison.describe(late_by_global)
     monkeypatch.setitem(globals(), "RATE", 2.0)
-    assert comparison._describe(late_by_global) != described
+    assert comparison.describe(late_by_global) != described
     for value in (np.array(["cat"]), np.arange(3)[::-1], np.array([None]), torch.ones(2, dtype=torch.bfloat16)):
-        assert comparison._describe(value) == comparison._describe(value.copy() if hasattr(value, "copy") else value)
-    assert comparison._describe(torch.nn.LazyLinear(3)) and comparison._describe(torch.eye(2).to_sparse())
+        assert comparison.describe(value) == comparison.describe(value.copy() if hasattr(value, "copy") else value)
+    assert comparison.describe(torch.nn.LazyLinear(3)) and comparison.describe(torch.eye(2).to_sparse())
     weights = [torch.nn.CrossEntropyLoss(torch.full((10,), value)) for value in (1.0, 2.0, 1.0)]
-    first, second, third = map(comparison._describe, weights)
+    first, second, third = map(comparison.describe, weights)
     assert first == third != second
 
 
@@ -662,7 +662,7 @@ class Slotted:
     "make", [make_config, make_list, set_attribute_of_a_function, make_property, Slotted], ids=lambda f: f.__name__
 )
 def test_a_description_sees_what_classes_of_the_users_hold(make):
-    first, second, third = (comparison._describe(make(value)) for value in (1.0, 2.0, 1.0))
+    first, second, third = (comparison.describe(make(value)) for value in (1.0, 2.0, 1.0))
     assert first == third != second
 
 

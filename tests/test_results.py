@@ -40,8 +40,8 @@ def test_results_file_holds_what_the_contract_asks_for(folder, judged, capsys):
     table = save_results("tsne", seeds=[0, 1], numbers=numbers, verdicts=judged, images=["MNIST"])
     results = json.loads((folder / "tsne.json").read_text(encoding="utf-8"))
     names = (
-        "slug profile no_verdict code versions processor device jobs threads images seconds peak_memory_mib seeds "
-        "seed_offset numbers claims parts_differ missing"
+        "slug profile no_verdict code versions processor device jobs threads images seconds earlier_seconds "
+        "peak_memory_mib seeds seed_offset numbers claims parts_differ missing"
     )
     assert results.keys() == set(names.split())
     assert results["numbers"] == {"a": [1.23457, None], "b": [0, 1]} and results["processor"]

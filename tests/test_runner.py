@@ -432,13 +432,15 @@ from pathlib import Path
 
 from mnist1d.training import sweep
 
+scale = float(Path("scale").read_text())
+
 
 def run(variant, seeds):
     with open("log", "a") as file:
         file.write(f"{variant} ")
     if variant == "last" and not Path("ready").exists():
         raise RuntimeError("not yet")
-    return [len(variant) for _ in seeds]
+    return [scale for _ in seeds]
 
 
 x = len(sweep(run, ["first", "last"], 1))
@@ -446,25 +448,27 @@ x = len(sweep(run, ["first", "last"], 1))
 
 
 def test_what_sweeps_have_ended_is_not_computed_again(checkout, capsys, monkeypatch):
-    """But after a change of a cell up to the sweep."""
-    log, notebooks = "", checkout / "notebooks"
     monkeypatch.setenv("JOBS", "1")
+    log, notebooks = "", checkout / "notebooks"
 
     def run_cells(*cells, status=0):
         nonlocal log
         write_notebook(checkout, cells)
-        assert run(checkout) == status
+        assert run(checkout, "tsne") == status
         before, log = log, (notebooks / "log").read_text(encoding="utf-8")
         return log.removeprefix(before).split()
 
+    (notebooks / "scale").write_text("1", encoding="utf-8")
     assert run_cells(SWEEP, SAVE_ANY, status=1) == ["first", "last"]
     assert "not yet" in capsys.readouterr().out
     (notebooks / "ready").touch()
     assert run_cells(SWEEP, SAVE_ANY) == ["last"]
     assert run_cells(SWEEP, "y = 0  # another figure", SAVE_ANY) == []
     assert read_json(checkout / "figures" / "tsne.json")["numbers"] == {"x": 2}
-    assert run_cells("z = 0", SWEEP, SAVE_ANY) == ["first", "last"]
-    assert len(list((checkout / "build" / "parts").rglob("*-0/*"))) == 2  # those of the other cells are gone
+    (notebooks / "scale").write_text("2", encoding="utf-8")  # a function may read what no cell shows
+    assert run_cells(SWEEP, "y = 1", SAVE_ANY) == ["first", "last"]
+    assert run_cells(SWEEP, "y = 1", SAVE_ANY) == ["first", "last"]  # up to date, and asked for by name
+    assert len(list((checkout / "build" / "parts").rglob("*-0/*"))) == 2  # what is not used any more is gone
 
 
 def test_a_worker_that_outlives_its_kernel_is_ended(checkout):

@@ -102,14 +102,15 @@ def test_an_interrupt_keeps_what_had_ended(monkeypatch):
 def test_what_has_ended_is_read_by_the_next_run(monkeypatch, tmp_path, jobs):
     monkeypatch.setenv("JOBS", str(jobs))
     monkeypatch.setenv("MNIST1D_PARTS", str(tmp_path))
-    monkeypatch.setattr("mnist1d.results.open_parts", lambda: tmp_path / "parts")
+    monkeypatch.setattr("mnist1d.parts._open", lambda: tmp_path / "parts")
     log, ready = tmp_path / "log", tmp_path / "ready"
+    names = str(log), str(ready)  # a path remembers what it was asked for
 
     def run(variant, seeds):
-        with open(log, "a", encoding="utf-8") as file:
+        with open(names[0], "a", encoding="utf-8") as file:
             file.write(f"{variant}{seeds[0]} ")
         time.sleep(0.2)
-        if variant == "late" and not ready.exists():
+        if variant == "late" and not os.path.exists(names[1]):
             raise RuntimeError("not yet")
         by_columns = np.asfortranarray(np.arange(6.0).reshape(1, 2, 3)) + seeds[0]
         few = np.array([seeds[0] + 0.1], dtype=np.float32)

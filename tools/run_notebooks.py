@@ -7,7 +7,7 @@ What this machine has made is known by its stamps in `build/stamps`: the committ
 not a result of this machine. A run works in `build/run/<slug>`; only a complete one moves its files to their
 folder and its outputs into the notebook, each by rename, the results file and then the stamp last. So a run
 can be killed at any moment and started again: what its sweeps have ended is kept in `build/parts` (see
-`mnist1d.results.open_parts`), until a complete run no longer uses it.
+`mnist1d.parts`), until a complete run no longer uses it.
 """
 
 import argparse
@@ -17,7 +17,6 @@ import json
 import math
 import os
 import platform
-import re
 import shutil
 import signal
 import sys
@@ -46,6 +45,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # What a notebook that names a loader may read its images from.
 LOADERS = {"load_mnist": ["mnist.npz", *MNIST_SHA256], "load_cifar10": ["cifar10_subset.npz", *CIFAR10_SHA256]}
+
+# What tells libraries which instructions of the processor they may use.
+INSTRUCTIONS = ("ATEN_CPU_CAPABILITY", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA")
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -132,14 +134,18 @@ def describe(slug, run):
 
 
 def find_parts(slug, run, before):
-    """The folder of what sweeps have ended here; another one where anything but code decides otherwise."""
+    """The folder of what a notebook's sweeps have ended; another one where anything but code decides otherwise.
+
+    "" where nothing is kept: other profiles are short, and images that are missing may be fetched during the run.
+    """
     source = run.notebook(slug).read_text(encoding="utf-8")
-    read = {
-        slug: read_results(run.root / "figures" / f"{slug}.json")
-        for slug in re.findall(r"load_results\(\W*(\w+)", source)
-    }
-    known = {**before, "code": None, "results": read, "processor": read_processor()}
-    known |= {"replay": os.environ.get("MNIST1D_REPLAY")}
+    wanted = [names for loader, names in LOADERS.items() if loader in source]
+    if run.profile != "paper" or not all(
+        {names[0]} <= {*before["images"]} or {*names[1:]} <= {*before["images"]} for names in wanted
+    ):
+        return ""
+    environment = {name: os.environ.get(name) for name in ("MNIST1D_REPLAY", *INSTRUCTIONS)}
+    known = {**before, "code": None, "processor": read_processor(), **environment}
     return run.parts(slug) / digest(json.dumps(known, sort_keys=True).encode())[:16]
 
 
@@ -302,14 +308,16 @@ def run_notebook(slug, run, jobs, guard, on_cell=None):
     work = run.root / "build" / "run" / slug
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    began = work.stat().st_mtime
+    began, parts = work.stat().st_mtime, find_parts(slug, run, before)
+    if parts and not is_stale(slug, run):  # to be run again all the same
+        shutil.rmtree(parts, ignore_errors=True)
     failed = run.root / "build" / f"{slug}.failed.ipynb"
     failed.unlink(missing_ok=True)
     environment = {
         "MNIST1D_PROFILE": run.profile,
         "MNIST1D_SEED_OFFSET": str(run.offset),
         "MNIST1D_OUTPUT": str(work),
-        "MNIST1D_PARTS": str(find_parts(slug, run, before)) if run.profile == "paper" else "",
+        "MNIST1D_PARTS": str(parts),
         "TQDM_DISABLE": "1",
         "PYTHONHASHSEED": "0",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(run.root), os.environ.get("PYTHONPATH")])),
@@ -341,9 +349,10 @@ def run_notebook(slug, run, jobs, guard, on_cell=None):
                 output.data[kind] = output.data[kind].replace(*moved)
     publish(slug, run, notebook, work, after)
     shutil.rmtree(work)
-    for folder in run.parts(slug).glob("*/*"):
-        if all(path.stat().st_mtime < began for path in folder.iterdir()):  # of other code
-            shutil.rmtree(folder)
+    with contextlib.suppress(OSError):
+        for folder in parts.iterdir() if parts else ():
+            if all(path.stat().st_mtime < began for path in folder.iterdir()):  # of other code
+                shutil.rmtree(folder, ignore_errors=True)
     return results
 
 
