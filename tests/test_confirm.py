@@ -30,7 +30,7 @@ def checkouts(tmp_path):
     old, new = write_checkout(tmp_path / "old", "2"), write_checkout(tmp_path / "new", "2.0")
     write_results(new, "figures", profile="paper", code=code_digest("pooling", old), numbers={"a": 1.5})
     for root, seconds in ((old, 1), (new, 2)):
-        numbers = {"a": [1.0, 2.0], "seconds": seconds}
+        numbers = {"a": [1.0, 2.0], "seconds": seconds, "ms_a_step": {"CNN": 3 * seconds}}
         write_results(root, "build/quick", code=code_digest("pooling", root), numbers=numbers)
         (root / "build" / "quick" / "pooling.png").write_bytes(b"a picture")
     (new / "figures" / "pooling.png").write_bytes(b"the full picture")

@@ -17,11 +17,12 @@ def read_results(path):
 
 
 def read_numbers(results):
-    """The numbers of a results file as text, without durations."""
+    """The numbers of a results file as text, without durations, whose names say `seconds` or begin with `ms`."""
 
     def drop_durations(value):
         if isinstance(value, dict):
-            return {key: drop_durations(v) for key, v in value.items() if "seconds" not in key}
+            kept = (key for key in value if "seconds" not in key and not key.startswith("ms_"))
+            return {key: drop_durations(value[key]) for key in kept}
         return value
 
     return json.dumps(drop_durations(results["numbers"]), indent=1)
