@@ -34,7 +34,7 @@ def cells(notebook):
         for node in ast.parse(source).body if "VARIANTS = {" in source or "EXTRA = {" in source else []:
             if isinstance(node, ast.Assign) and node.targets[0].id in ("VARIANTS", "EXTRA"):
                 exec(compile(ast.Module([node], []), "registry", "exec"), cells)
-    cells["ALL"] = {**cells["VARIANTS"], **cells["EXTRA"]}
+    cells["ALL"] = {**cells["VARIANTS"], **{name: build for name, (build, _) in cells["EXTRA"].items()}}
     return cells
 
 
