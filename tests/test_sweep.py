@@ -128,12 +128,7 @@ def test_what_has_ended_is_read_by_the_next_run(monkeypatch, tmp_path, jobs):
     with pytest.raises(SweepError, match="not yet"):
         sweep_all()
     assert sorted(log.read_text(encoding="utf-8").split()) == [
-        "early0",
-        "early1",
-        "late0",
-        "late1",
-        "tensor0",
-        "tensor1",
+        f"{v}{i}" for v in ("early", "late", "tensor") for i in (0, 1)
     ]
     ready.touch()
     for path in (tmp_path / "parts").iterdir():  # one of them damaged

@@ -92,10 +92,6 @@ class Run:
     def stamp(self, slug):
         return self.root / "build" / "stamps" / self.name / f"{slug}.json"
 
-    def parts(self, slug):
-        """Where the sweeps of a notebook keep what has ended."""
-        return self.root / "build" / "parts" / self.name / slug
-
     def notebook(self, slug):
         return self.root / "notebooks" / f"{slug}.ipynb"
 
@@ -140,13 +136,13 @@ def find_parts(slug, run, before):
     """
     source = run.notebook(slug).read_text(encoding="utf-8")
     wanted = [names for loader, names in LOADERS.items() if loader in source]
-    if run.profile != "paper" or not all(
-        {names[0]} <= {*before["images"]} or {*names[1:]} <= {*before["images"]} for names in wanted
-    ):
+    here = before["images"].keys()
+    if run.profile != "paper" or not all(names[0] in here or here >= {*names[1:]} for names in wanted):
         return ""
     environment = {name: os.environ.get(name) for name in ("MNIST1D_REPLAY", *INSTRUCTIONS)}
     known = {**before, "code": None, "processor": read_processor(), **environment}
-    return run.parts(slug) / digest(json.dumps(known, sort_keys=True).encode())[:16]
+    folder = run.root / "build" / "parts" / run.name / slug
+    return folder / digest(json.dumps(known, sort_keys=True).encode())[:16]
 
 
 def is_stale(slug, run):
