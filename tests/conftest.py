@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import os
+import signal
 
 import hypothesis
 import matplotlib
@@ -10,6 +11,8 @@ from notebooks import load_definitions
 
 matplotlib.use("agg")
 os.environ.pop("MNIST1D_PARTS", None)  # the runner's
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in the background: tests send it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # On a busy machine an example may take any time.
 hypothesis.settings.register_profile(
