@@ -99,7 +99,7 @@ def prepare_simclr(notebook):
 
 
 def run_simclr(notebook, seeds, steps):
-    notebook["pretrain"](notebook["get_head"](2), notebook["info_nce"], notebook["x"], seeds)
+    notebook["pretrain"](notebook["get_head"](2), notebook["info_nce"], notebook["x"], seeds, steps)
 
 
 def prepare_lottery(notebook):
@@ -162,6 +162,21 @@ def project(notebook, seeds, steps):
     notebook["train_subspace"](notebook["network"], notebook["images"], [1000], seeds, steps=steps, **options)
 
 
+def prepare_transfer(notebook):
+    rng = np.random.default_rng(0)
+    parts = {"": 400, "_test": 100}
+    notebook["images"] = {"images": {f"x{part}": rng.normal(size=(n, 1, 28, 28)) for part, n in parts.items()}
+                          | {f"y{part}": rng.integers(0, 10, n) for part, n in parts.items()}}  # fmt: skip
+
+
+def transfer_plainly(notebook, steps):
+    notebook["train_one"](notebook["ACTIVATIONS"]["learned"], notebook["images"]["images"], max(1, steps // 4), 1e-3, 0)
+
+
+def transfer(notebook, seeds, steps):
+    notebook["run"]((notebook["ACTIVATIONS"]["learned"], "images", 1e-3, "_test", (max(1, steps // 4),)), seeds)
+
+
 ROWS = {
     "benchmarks": Row(train_all, run_all, 1000, 6000, "a step of each of the four models", sets=("EVAL_EVERY",),
                       prepare=make_data),
@@ -176,10 +191,12 @@ ROWS = {
                         sets=("OUTER_STEPS",), prepare=prepare_lr),
     "metalearn_activation": Row(differentiate_plainly, differentiate, 80, 301 * 301,
                                 "an inner step and its part of the meta-gradient", 2, prepare=prepare_activation),
+    "activation_transfer": Row(transfer_plainly, transfer, 400, 2 * 7 * 2000, "a step of the CNN on MNIST, learned", 5,
+                               prepare=prepare_transfer),
     "random_subspaces": Row(project_plainly, project, 60, 4 * 100 * 234, "a step of the CNN in 1000 dimensions", 4,
                             prepare=prepare_subspaces),
     "simclr": Row(lambda n, steps: n["pretrain_one"](n["get_head"](2), n["x"], steps), run_simclr, 500, 24_000,
-                  "a step of the default head, 100 pairs", sets=("STEPS",), prepare=prepare_simclr),
+                  "a step of the default head, 100 pairs", prepare=prepare_simclr),
     "pooling": Row(lambda n, steps: n["train_one"](n["max"], n["take"](0, 5000), steps), run_pooling, 1500, 180_000,
                    "a step of the max-pooled network, batch 100", sets=("STEPS", "EVAL_EVERY"),
                    knobs={"TEST_EXAMPLES": 100}, prepare=prepare_pooling),
