@@ -18,6 +18,9 @@ IMPORTS = {  # what parameters cells name
     ("slug", "knobs", "message"),
     [
         ("simclr", {"BATCH_SIZE": 10_000}, "BATCH_SIZE=10000: must be at most N_TRAIN"),
+        ("simclr", {"STEPS": 0}, "STEPS=0: must be at least 1"),
+        ("simclr", {"MAX_SHIFT": 40}, "MAX_SHIFT=40: must be from 0 to 39"),
+        ("simclr", {"HEADS": {"deep": 4}}, "must hold 'default'"),
         ("simclr", {"DEPTHS": (0, 1)}, "must hold the published 0, 2 and 4 layers"),
         ("simclr", {"MAP_STEPS": 100}, "MAP_STEPS=100: must be at least 250"),
         ("simclr", {"N_MAP": 30}, "N_MAP=30: must be more than 30"),

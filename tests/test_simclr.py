@@ -117,7 +117,7 @@ def test_pretraining_together_equals_the_plain_loop(ns, double_precision):
 
 
 def test_a_deep_head_whose_gradients_nearly_cancel_is_trained_together(notebook):
-    ns = notebook("simclr", STEPS=1)
+    ns = notebook("simclr")
     signals = torch.tensor(ns["make_dataset"]()["x"], dtype=torch.float32)
     assert ns["pretrain"](ns["get_head"](6), ns["info_nce"], signals, [0, 1], 3)[0].stacked
 
