@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from mnist1d.claims import confidence_interval
 from mnist1d.data import draw_validation, make_dataset
@@ -50,6 +49,8 @@ LARGE = 50_000  # parameters; several such models at once leave a processor's ca
 
 def _power(mean, sd, n, margin, level):
     """Chance that an interval of n seeds leaves out zero or lies within the margin, if mean and sd are the truth."""
+    from scipy import stats  # takes half a second, which an answer that is decided does not need
+
     reach, root = stats.t.ppf((1 + level) / 2, n - 1), math.sqrt(n) / sd
     shifts = root * np.array([abs(mean), margin - abs(mean), margin + abs(mean)])
     differs, low, high = stats.nct.sf(reach, n - 1, shifts)
