@@ -78,7 +78,7 @@ def write(folder, sparse, **changes):
         del missing[claim["id"]]
     code = report.code_digest("lottery_tickets", ROOT)
     results = {"code": code, "seconds": 60, "jobs": 2, "seeds": [0] * 5, "claims": claims, "missing": missing}
-    results |= {"profile": "paper", "seed_offset": 0, "no_verdict": "", **changes}
+    results |= {"profile": "paper", "seed_offset": 0, "no_verdict": "", "numbers": {"x": 1}, **changes}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "lottery_tickets.json").write_text(json.dumps(results), encoding="utf-8")
 
@@ -142,6 +142,7 @@ def test_second_seeds_stand_beside_the_first(checkout, capsys):
     assert report.main([], checkout) == 0
     saved = json.loads((checkout / "figures" / "replication.json").read_text(encoding="utf-8"))
     assert saved["lottery_tickets"]["seed_offset"] == 1000
+    assert saved["lottery_tickets"]["numbers"] == {"x": 1}
     assert saved["lottery_tickets"]["verdicts"]["lottery.sparse"] == {"first": "reproduced", "second": "not reproduced"}
     table = (checkout / "REPRODUCTION.md").read_text(encoding="utf-8")
     row = next(line for line in table.splitlines() if line.startswith("| `lottery.sparse`"))

@@ -135,7 +135,7 @@ def collect_replication(root):
         if r := read_json(root / "build" / "replicate" / f"{slug}.json"):
             if not r["seed_offset"] or r["no_verdict"]:
                 raise ValueError(f"build/replicate/{slug}.json: must be a run of other seeds; {r['no_verdict']}")
-            replication[slug], found = {key: r[key] for key in ("code", "seed_offset", "claims")}, True
+            replication[slug], found = {key: r[key] for key in ("code", "seed_offset", "numbers", "claims")}, True
     first = get_verdicts(read_all(root))
     for slug, r in replication.items():  # verdict by verdict, first seeds and second seeds
         second = get_verdicts({slug: r})
