@@ -20,7 +20,10 @@ from scipy.ndimage import gaussian_filter1d
 
 from mnist1d import pickles
 from mnist1d.transform import CORRELATION_WIDTH, LARGEST, check_integer, check_padding, check_translation, require
+from mnist1d.transform import transform as transform  # mnist1d 0.0.2 has it, and two of the next, here too
 from mnist1d.utils import ObjectView, expand, from_pickle, open_for_rename
+from mnist1d.utils import set_seed as set_seed
+from mnist1d.utils import to_pickle as to_pickle
 
 if TYPE_CHECKING:
     from torch.utils.data import TensorDataset
@@ -159,7 +162,7 @@ def _read_args(args, changes):
             names = [name for name in names if name in args or inspect.getattr_static(args, name, None) is not None]
         given = _read_attributes(args, names)
         require(given, "args", args, rule)
-        for name in sorted(given.keys() - DEFAULTS.keys()) if not isinstance(args, ObjectView) else ():
+        for name in sorted(given.keys() - DEFAULTS.keys()):
             value = given.pop(name)  # code written for 0.0.2 may mean something of its own by it
             value = value.item() if isinstance(value, np.generic | np.ndarray) and value.size == 1 else value
             if isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 <= value <= 1:
@@ -584,6 +587,11 @@ def get_dataset(
     return data
 
 
+def _check_data(data):
+    is_dataset = isinstance(data, Mapping) and {"x", "y"} <= data.keys()
+    require(is_dataset, "data", type(data).__name__, "a dict from make_dataset, with x and y")
+
+
 def reorder(data: Mapping[str, Any], order: Sequence[int]) -> dict[str, Any]:
     """The same examples with their positions in another order, the same for every example of every split.
 
@@ -602,8 +610,9 @@ def reorder(data: Mapping[str, Any], order: Sequence[int]) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If `order` does not name every position once.
+        If `order` does not name every position once, or `data` is no such dict.
     """
+    _check_data(data)
     order, length = np.asarray(order), data["x"].shape[1]
     is_permutation = order.shape == (length,) and order.dtype.kind in "iu" and (np.sort(order) == range(length)).all()
     if not is_permutation:
@@ -676,14 +685,15 @@ def to_torch(data: Mapping[str, Any], split: str = "train") -> "TensorDataset":
     Raises
     ------
     ValueError
-        If the dataset has no such split, or labels that are no integers.
+        If the dataset has no such split, or labels that are no integers, or `data` is no such dict.
     """
     import torch
 
-    suffix = {"train": "", "val": "_val", "test": "_test"}.get(split)
-    splits = [name for name, key in (("train", "x"), ("val", "x_val"), ("test", "x_test")) if key in data]
+    _check_data(data)
+    suffixes = {"train": "", "val": "_val", "test": "_test"}
+    splits = [name for name, suffix in suffixes.items() if "x" + suffix in data]
     require(split in splits, "split", split, f"one of {splits}")
-    x, y = data["x" + suffix], data["y" + suffix]
+    x, y = data["x" + suffixes[split]], data["y" + suffixes[split]]
     kind = np.asarray(y).dtype
     require(kind.kind in "biu", "type of the labels", str(kind), "integers")
     x, y = torch.asarray(x, dtype=torch.float32, copy=True), torch.asarray(y, dtype=torch.int64, copy=True)

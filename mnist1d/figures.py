@@ -1,6 +1,7 @@
 """The look of every figure."""
 
 import platform
+import string
 from collections.abc import Sequence
 from typing import Any
 
@@ -119,5 +120,5 @@ def assign_colors(names: Sequence[str]) -> dict[str, str]:
 
 def label_panels(axes: Axes | Sequence[Axes] | np.ndarray) -> None:
     """Write a, b, c ... at the upper left of each panel."""
-    for letter, ax in zip("abcdefghijklmnop", np.ravel(axes), strict=False):
+    for letter, ax in zip(string.ascii_lowercase, np.ravel(axes), strict=False):
         ax.set_title(letter, loc="left", fontweight="bold")

@@ -99,20 +99,20 @@ def _receive(url, deadline):
     return b"".join(content)
 
 
-def _fetch(files, mirrors, seconds):
-    """The contents of files, given as name to SHA-256 sum, from the cache or a mirror that has `seconds` for all.
+def _fetch(files, mirrors, seconds, archive):
+    """The contents of files, given as name to SHA-256 sum: from the folder, the cache, or a mirror.
 
-    A file whose sum is wrong is never used: in the cache it is reported and replaced.
+    A mirror has `seconds` for all. A file whose sum is wrong is reported and never used; in the cache it is replaced.
     """
     folder = os.environ.get("MNIST1D_DATA")
-    found, reasons = {}, [f"it is not in {folder}"] if folder else []
+    found, reasons = {}, [f"{folder} holds neither {archive} nor {', '.join(files)}"] if folder else []
     for name, digest in files.items():
-        path = _cache() / name
-        if path.is_file():
-            found[name] = path.read_bytes()
-            if hashlib.sha256(found[name]).hexdigest() != digest:
-                del found[name]
-                warnings.warn(f"{path} is damaged; it is fetched again", stacklevel=3)
+        for path in ([expand(folder) / name] if folder else []) + [_cache() / name]:
+            if name not in found and path.is_file():
+                found[name] = path.read_bytes()
+                if hashlib.sha256(found[name]).hexdigest() != digest:
+                    del found[name]
+                    warnings.warn(f"{path} is damaged; another is looked for", stacklevel=3)
     for mirror in mirrors:
         deadline = time.monotonic() + seconds
         try:
@@ -197,7 +197,7 @@ def _read_idx(content):
 
 
 def load_mnist() -> dict[str, np.ndarray | str]:
-    """MNIST, from ``mnist.npz`` in the folder MNIST1D_DATA, else the cache, else a mirror of the original files.
+    """MNIST, from ``mnist.npz`` or the four original files in the folder MNIST1D_DATA, the cache, or a mirror.
 
     Returns
     -------
@@ -215,7 +215,7 @@ def load_mnist() -> dict[str, np.ndarray | str]:
     if path := find_data("mnist.npz"):
         return _read_npz(path, (28, 28), "MNIST")
     try:
-        files = _fetch(MNIST_SHA256, MNIST_MIRRORS, seconds=30)
+        files = _fetch(MNIST_SHA256, MNIST_MIRRORS, 30, "mnist.npz")
         return {**dict(zip(KEYS, map(_read_idx, files), strict=True)), "name": "MNIST"}
     except OSError as error:
         warnings.warn(f"MNIST could not be fetched; 8x8 digits take its place ({error})", stacklevel=2)
@@ -230,8 +230,8 @@ def load_mnist() -> dict[str, np.ndarray | str]:
 def load_cifar10() -> dict[str, np.ndarray | str] | None:
     """A part of CIFAR-10, the same wherever it comes from: the first 10,000 training and 1,000 test images.
 
-    It is read from ``cifar10_subset.npz`` in the folder MNIST1D_DATA, else the cache, else the official binary
-    archive (170 MB) is fetched.
+    It is read from ``cifar10_subset.npz`` or the official binary archive in the folder MNIST1D_DATA or the cache;
+    else that archive (170 MB) is fetched.
 
     Returns
     -------
@@ -248,7 +248,7 @@ def load_cifar10() -> dict[str, np.ndarray | str] | None:
     if path := find_data("cifar10_subset.npz"):
         return _read_npz(path, (32, 32, 3), "CIFAR-10")
     try:
-        (content,) = _fetch(CIFAR10_SHA256, CIFAR10_MIRRORS, seconds=300)
+        (content,) = _fetch(CIFAR10_SHA256, CIFAR10_MIRRORS, 300, "cifar10_subset.npz")
     except OSError as error:
         warnings.warn(f"CIFAR-10 could not be fetched ({error})", stacklevel=2)
         return None

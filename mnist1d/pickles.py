@@ -58,7 +58,8 @@ def _read_dtype(code, *_):
         order, *fields = state[1:5]
         plain = type(order) is str and order in "<>|=" and all(field is None for field in fields)
         _require(plain, "refused: a numpy type with fields")
-        return np.dtype(code).newbyteorder(order)
+        dtype = np.dtype(code).newbyteorder(order)
+        return np.dtype(code) if dtype.isnative else dtype
 
     return _Unbuilt(build)
 

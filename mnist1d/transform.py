@@ -207,8 +207,9 @@ def transform(x: np.ndarray, y: np.ndarray, args: Any, eps: float = 1e-8) -> tup
     Raises
     ------
     ValueError
-        If an argument is missing or of another type, or a number of positions is out of range.
+        If an argument is missing, of another shape or type, or a number of positions is out of range.
     """
+    require(args is not None, "args", args, "an object or a mapping of arguments")
     args = ObjectView(dict(args)) if isinstance(args, Mapping) else args
     missing = [name for name in NEEDED if not hasattr(args, name)]
     require(not missing, "missing in args", missing, f"none of {', '.join(NEEDED)}")
@@ -216,7 +217,9 @@ def transform(x: np.ndarray, y: np.ndarray, args: Any, eps: float = 1e-8) -> tup
     check_integer(args.final_seq_length, "final_seq_length", 1, LARGEST)
     for name in ("scale_coeff", "corr_noise_scale", "iid_noise_scale", "shear_scale"):
         require(isinstance(getattr(args, name), numbers.Real), name, getattr(args, name), "a number")
-    require(np.ndim(x) == 1, "shape of x", np.shape(x), "(template_len,), one signal without channels")
+    for name, values in (("x", x), ("y", y)):
+        rule = "(template_len,), one signal without channels" if name == "x" else "(template_len,), its positions"
+        require(np.ndim(values) == 1 and np.size(values), f"shape of {name}", np.shape(values), rule)
     length = args.template_len + check_padding(args.padding)[1]
     x = interpolate(pad(np.asarray(x) + eps, args.padding), length)
     y = interpolate(y, length)

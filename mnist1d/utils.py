@@ -39,8 +39,15 @@ def set_seed(seed: int | None) -> None:
     ----------
     seed : int or None
         From 0 to 2**32 - 1; None seeds from the system.
+
+    Raises
+    ------
+    ValueError
+        If `seed` lies outside; nothing has been seeded then.
     """
     seed = seed if seed is None else operator.index(seed)
+    if seed is not None and not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed}: must be None or an integer from 0 to 2**32 - 1")
     random.seed(seed)
     np.random.seed(seed)
     if "torch" in sys.modules:

@@ -744,6 +744,39 @@ def test_a_misspelt_field_is_told_whatever_holds_it(args):
         make_dataset(args)
 
 
+@pytest.mark.parametrize("name", ["label_noise", "validation_split"])
+def test_what_is_new_on_the_arguments_of_the_package_is_used_with_a_warning(name):
+    args = get_dataset_args()
+    setattr(args, name, 0.15)
+    with pytest.warns(UserWarning, match=rf"args\.{name}=0\.15 changes the data"):
+        assert {"label_noise": "y_clean", "validation_split": "x_val"}[name] in make_dataset(args)
+    setattr(args, name, 5)
+    with pytest.warns(UserWarning, match=rf"args\.{name}=5 has no effect"):
+        assert (make_dataset(args)["y"] == make_dataset()["y"]).all()
+
+
+@pytest.mark.parametrize("data", [np.zeros((3, 40)), {}, {"x": np.zeros((3, 40))}], ids=["array", "empty", "no labels"])
+@pytest.mark.parametrize("function", [mnist1d.to_torch, lambda data: mnist1d.reorder(data, range(40))])
+def test_what_is_no_dataset_is_named(function, data):
+    with pytest.raises(ValueError, match=r"data='?\w+'?: must be a dict from make_dataset"):
+        function(data)
+
+
+@pytest.mark.parametrize("split", ["valid", ["train"], None])
+def test_a_split_that_is_not_there_is_named(split):
+    with pytest.raises(ValueError, match=r"split=.*: must be one of \['train', 'test'\]"):
+        mnist1d.to_torch(make_dataset(num_samples=100), split)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_out_of_range_is_named_and_seeds_nothing(seed):
+    mnist1d.set_seed(5)
+    before = random.getstate()
+    with pytest.raises(ValueError, match=f"seed={seed}: must be None or an integer from 0"):
+        mnist1d.set_seed(seed)
+    assert random.getstate() == before
+
+
 def test_an_object_may_hold_any_one_argument():
     assert make_dataset(AttributeDict(seed=3))["x"].shape == (4000, 40)
 
@@ -823,6 +856,8 @@ def test_both_import_styles_and_no_heavy_import():
         "from mnist1d.data import make_dataset, get_dataset_args\n"
         "from mnist1d.transform import transform, pad, shear, translate, corr_noise_like, iid_noise_like, interpolate\n"
         "from mnist1d.utils import set_seed, to_pickle, from_pickle, ObjectView, plot_signals\n"
+        "assert mnist1d.data.set_seed is set_seed and mnist1d.data.to_pickle is to_pickle\n"
+        "assert mnist1d.data.transform is transform\n"
         "assert mnist1d.transform is transform and mnist1d.data.make_dataset is make_dataset is mnist1d.make_dataset\n"
         "assert mnist1d.__version__[0] == '1' and mnist1d.verify() and len(mnist1d.load_human_answers()) == 3\n"
     )
@@ -890,6 +925,10 @@ def test_channels_stay_together():
         (lambda x: pad(x, (-1, 3)), r"padding=\(-1, 3\)"),
         (lambda x: interpolate(x, 0), "N=0"),
         (lambda x: transform_one(x, x, {**get_dataset_args(as_dict=True), "padding": 3}), "padding=3"),
+        (lambda x: transform_one(x, 3, get_dataset_args()), r"shape of y=\(\): must be \(template_len,\)"),
+        (lambda x: transform_one(x, np.ones((10, 12)), get_dataset_args()), r"shape of y=\(10, 12\)"),
+        (lambda x: transform_one(x[:0], x, get_dataset_args()), r"shape of x=\(0,\)"),
+        (lambda x: transform_one(x, x, None), "args=None: must be an object or a mapping"),
     ],
 )
 def test_transformations_name_a_bad_argument(call, message):

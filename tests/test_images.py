@@ -305,8 +305,26 @@ def test_a_cache_that_cannot_be_written_gives_the_data_and_a_warning(files, tiny
 def test_the_warning_says_that_the_folder_lacks_the_file(files, make_mirror, monkeypatch, tmp_path):
     use(monkeypatch, make_mirror(files, "fails"))
     monkeypatch.setenv("MNIST1D_DATA", str(tmp_path))
-    with pytest.warns(UserWarning, match=rf"could not be fetched.*not in {re.escape(str(tmp_path))}; http.*503"):
+    lacks = rf"could not be fetched.*{re.escape(str(tmp_path))} holds neither mnist.npz nor train-images.*; http.*503"
+    with pytest.warns(UserWarning, match=lacks):
         images.load_mnist()
+
+
+def test_the_original_files_may_lie_in_the_folder(files, tiny, make_mirror, monkeypatch, tmp_path):
+    mirror = make_mirror(files)
+    use(monkeypatch, mirror)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    monkeypatch.setenv("MNIST1D_DATA", str(folder))
+    assert_equal(images.load_mnist(), tiny)
+    assert mirror.asked == []
+    damaged = folder / "train-labels-idx1-ubyte.gz"
+    damaged.write_bytes(b"another file")
+    with pytest.warns(UserWarning, match=rf"{re.escape(str(damaged))} is damaged; another is looked for"):
+        assert_equal(images.load_mnist(), tiny)
+    assert mirror.asked == [damaged.name] and damaged.read_bytes() == b"another file"
 
 
 def test_what_is_fetched_is_cached_and_not_fetched_again(files, tiny, make_mirror, monkeypatch, tmp_path):
@@ -348,7 +366,7 @@ def test_a_mirror_that_drips_has_a_time_limit(files, make_mirror):
     mirror = make_mirror(files, "drips")
     start = time.monotonic()
     with pytest.raises(OSError, match="too slow"):
-        images._fetch(dict.fromkeys(files, ""), [mirror.url], seconds=0.3)
+        images._fetch(dict.fromkeys(files, ""), [mirror.url], 0.3, "mnist.npz")
     assert time.monotonic() - start < 10  # the whole file would take minutes
     assert len(mirror.asked) == 1
 

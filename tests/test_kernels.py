@@ -83,6 +83,29 @@ def test_classifier_head_behind_a_convolution_equals_torch(bias):
     assert compare(nn.Sequential(nn.Conv1d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(60, 5, bias=bias)), 7, 3, 17)
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"affine": False}, {"track_running_stats": False}, {"momentum": None}], ids=str
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_behind_a_convolution_equals_torch(options, training):
+    norms = [nn.BatchNorm1d(4, **options).double() for _ in range(2)]
+    x = torch.randn(7, 4, 15, dtype=torch.float64)
+    rows = x.permute(1, 2, 0).contiguous().permute(2, 0, 1)  # as a kernel puts it out
+    for norm in norms:
+        norm.train(training)
+    for _ in range(2):
+        plain = norms[0](x)
+        with swapped(find_layers(norms[1])):
+            ours = norms[1](rows)
+    assert ours.stride(0) == 1 and ours.stride(-1) == 7
+    torch.testing.assert_close((ours, *norms[1].buffers()), (plain, *norms[0].buffers()))
+    assert compare(nn.Sequential(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4, **options), nn.ReLU()).train(training), 7, 3, 17)
+
+
+def test_batch_norm_of_what_no_kernel_puts_out_stays_with_torch():
+    assert compare(nn.BatchNorm1d(4), 7, 4) and compare(nn.BatchNorm1d(4), 7, 4, 5)
+
+
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"num_layers": 2, "bidirectional": True}])
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_gru_equals_torch_in_output_last_state_and_every_gradient(options, batch_first):

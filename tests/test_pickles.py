@@ -71,6 +71,7 @@ def test_arrays_and_plain_containers_are_read_as_pickle_reads_them(protocol):
     for array in ARRAYS:
         read = load(pickle.dumps(array, protocol=protocol))
         assert type(read) is type(array) and read.dtype == array.dtype and read.shape == array.shape
+        assert repr(read.dtype) == repr(array.dtype)
         np.testing.assert_array_equal(read, array)
         assert isinstance(read, np.generic) or read.flags.writeable
     for thing in PLAIN:

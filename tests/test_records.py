@@ -160,8 +160,8 @@ def test_a_row_is_measured_on_the_split_that_is_asked_for(row):
     whole, test = records.load_splits(validate=False)
     part, held = records.load_splits(validate=True)
     assert [len(a[0]) for a in (whole, test, part, held)] == [4000, 1000, 3200, 800]
-    target, accuracy, seconds = records.measure(row, range(3), part, held)
-    assert target == 94 and len(seconds) == 3 and (accuracy < 20).all()
+    accuracy, seconds = records.measure(records.read_row(row), "row.py", range(3), part, held)
+    assert len(seconds) == 3 and (accuracy < 20).all()
 
 
 def test_a_row_that_fails_is_an_error_and_leaves_nothing(row, capsys):
@@ -170,7 +170,30 @@ def test_a_row_that_fails_is_an_error_and_leaves_nothing(row, capsys):
     assert records.main(["--validate", str(row)]) == 0
 
 
-def test_a_row_elsewhere_replaces_nothing_of_its_folder(row, capsys):
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("TARGET = 94", "", "TARGET=None, must be one of 94, 96, 98"),
+        ("TARGET = 94", "TARGET = 5", "TARGET=5, must be"),
+        ("TARGET = 94", "TARGET = '94'", "TARGET='94', must be"),
+        ("def train", "def fit", "train is missing"),
+        ("TARGET", 60 * "#\n" + "TARGET", "lines, must be fewer than 60"),
+    ],
+)
+def test_a_file_that_is_no_row_is_refused_before_training(row, capsys, monkeypatch, old, new, message):
+    assert old in ROW
+    row.write_text(ROW.replace(old, new), encoding="utf-8")
+    monkeypatch.setattr(records, "measure", None)
+    assert records.main([str(row)]) == 1
+    assert message in (out := capsys.readouterr().out) and "nothing was trained" in out
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path, capsys):
+    assert records.main([str(tmp_path / "none.py")]) == 1 and "no such file" in capsys.readouterr().out
+
+
+def test_a_row_elsewhere_replaces_nothing_of_its_folder(row, capsys, monkeypatch):
+    monkeypatch.setattr(records, "TARGETS", (5,))
     row.write_text(ROW.replace("94", "5"), encoding="utf-8")
     mine = {"README.md": "# my project", "row.json": "{}"}
     for name, text in mine.items():
@@ -181,6 +204,7 @@ def test_a_row_elsewhere_replaces_nothing_of_its_folder(row, capsys):
 
 def test_a_row_that_holds_is_kept(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(records, "ROOT", tmp_path)
+    monkeypatch.setattr(records, "TARGETS", (5, 99))
     (tmp_path / "records").mkdir()
     row = tmp_path / "records" / "row.py"
     row.write_text(ROW.replace("94", "5"), encoding="utf-8")
@@ -194,13 +218,11 @@ def test_a_row_that_holds_is_kept(tmp_path, monkeypatch, capsys):
     assert "[row]" not in table.read_text(encoding="utf-8")
 
 
-def test_what_keeps_a_row_from_counting_is_said(row):
+def test_what_keeps_a_row_from_counting_is_said():
     accuracy = np.linspace(94.5, 95.5, 10)
-    assert not records.judge(row, 94, accuracy)
-    assert "p = " in records.judge(row, 95, accuracy)
-    assert "9 seeds" in records.judge(row, 94, accuracy[1:])
-    row.write_text(ROW + 60 * "#\n", encoding="utf-8")
-    assert "lines" in records.judge(row, 94, accuracy)
+    assert not records.judge(94, accuracy)
+    assert "p = " in records.judge(95, accuracy)
+    assert "9 seeds" in records.judge(94, accuracy[1:])
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "records").glob("*.py")), ids=lambda path: path.stem)

@@ -1,4 +1,4 @@
-"""What torch's convolutions, pools, linear layers and `nn.GRU` compute, arranged for many small models on a CPU.
+"""What torch's convolutions, pools, batch norms, linear layers and `nn.GRU` compute, for many small models on a CPU.
 
 The parameters and results are those of torch's layers, to rounding; only the order in memory is another:
 it runs along the examples of a batch, the longest axis. A layer that a kernel does not cover (groups, padding
@@ -317,6 +317,15 @@ def _apply_linear(layer, x):
     return (out if layer.bias is None else out + layer.bias[:, None]).permute(1, 0)
 
 
+def _normalize(layer, x):
+    """`nn.BatchNorm1d` on what a kernel puts out, as one long signal: its statistics join positions and examples."""
+    if x.ndim != 3 or x.stride(0) != 1 or x.stride(-1) == 1:
+        return type(layer).forward(layer, x)
+    rows = x.permute(1, 2, 0)  # (channel, position, example)
+    out = type(layer).forward(layer, rows.flatten(1).unsqueeze(0))
+    return out.squeeze(0).unflatten(1, rows.shape[1:]).permute(2, 0, 1)
+
+
 def _drop(layer, x):
     """`nn.Dropout` on what a kernel puts out: the numbers are drawn in torch's order of memory."""
     is_ours = x.ndim > 1 and x.stride(0) == 1 and x.stride(-1) != 1
@@ -408,6 +417,8 @@ def find_layers(module):
             found.append((layer, _convolve2d))
         elif type(layer) is nn.Linear:
             found.append((layer, _apply_linear))
+        elif type(layer) is nn.BatchNorm1d:
+            found.append((layer, _normalize))
         elif type(layer) is nn.Dropout and not layer.inplace:
             found.append((layer, _drop))
         elif _is_plain_pool(layer):
