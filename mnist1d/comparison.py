@@ -4,6 +4,7 @@ Every arm chooses its settings on one validation split of the training set, is t
 that took no part in the choice, and meets the test set after its last step.
 """
 
+import contextlib
 import copy
 import functools
 import hashlib
@@ -29,7 +30,7 @@ from numpy.typing import ArrayLike
 
 from mnist1d.claims import confidence_interval
 from mnist1d.data import draw_validation, make_dataset
-from mnist1d.engine.checks import is_library, list_globals, list_held
+from mnist1d.engine.checks import is_library, keep_function, list_globals, list_held, reads_iterator
 from mnist1d.settings import get_device
 from mnist1d.training import Stack, check_labels, evaluate, fit, split_tensors, sweep
 from mnist1d.transform import check_integer, list_seeds, require
@@ -331,12 +332,14 @@ def _remember(folder, key, compute):
 
 def _train(arm, data, seeds, rates=None):
     """Train an arm's models on x and y of `data`, which holds nothing to evaluate on; `rates` [seed] if any."""
-    options = {"order": "shuffled", "eval_every": arm["steps"], **arm}
-    for name in {"loss", "schedule"} & arm.keys():  # which may count, from the start each time
-        options[name] = copy.deepcopy(arm[name])
+    options = {"order": "shuffled", "eval_every": None, **arm}
     if rates is not None:
         options["learning_rate"] = rates
-    return fit(options.pop("build"), {k: data[k] for k in "xy"}, seeds, **options)
+    with contextlib.ExitStack() as kept:
+        for name in {"loss", "schedule"} & arm.keys():  # which may count, from the start each time
+            options[name] = copy.deepcopy(arm[name])  # not of what a function encloses
+            kept.enter_context(keep_function(options[name]))
+        return fit(options.pop("build"), {k: data[k] for k in "xy"}, seeds, **options)
 
 
 def _score(stack, x, y):
@@ -459,6 +462,10 @@ def _check_arms(arms, tune, budget):
             raise ValueError(f"arms: {name!r} has {bad or 'no build'}; must have {rule}; others go into build or loss")
         if any(isinstance(build, torch.nn.Module) for build in (arm.get("build"), *grid.get("build", ()))):
             raise ValueError(f"arms: {name!r} is a model; must be what makes one: the class, or `lambda: ...`")
+        for k in {"loss", "schedule"} & arm.keys():
+            if reads_iterator(arm[k]):
+                rule = "which no run can set back for the next one: count in attributes of an object"
+                warnings.warn(f"arms: the {k} of {name!r} reads an iterator, {rule}", stacklevel=3)
         if both := sorted(arm.keys() & grid.keys()):
             raise ValueError(f"tune: {both} are fixed in the arm {name!r}; must be tuned or fixed")
         if empty := [k for k, values in grid.items() if not values]:

@@ -35,6 +35,9 @@ def list_datasets(data: dict | Sequence[dict]) -> list:
     datasets = [data] if isinstance(data, Mapping) else list(data) if isinstance(data, Iterable) else []
     good = bool(datasets) and all(isinstance(d, Mapping) for d in datasets)
     require(good, "data", type(data).__name__, "a dict, as make_dataset gives it, or a sequence of them")
+    for split in ("_val", "_test"):
+        found = [{"x" + split, "y" + split} & d.keys() for d in datasets]
+        require(all(f == found[0] and len(f) != 1 for f in found), f"x{split}, y{split}", found, "both or none in each")
     return datasets
 
 
@@ -96,7 +99,14 @@ def accuracy(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     Returns
     -------
     Tensor, shape (...), float64
+
+    Raises
+    ------
+    ValueError
+        If there is not one label for each example.
     """
+    shape = tuple(logits.shape[:-1])
+    require(shape[len(shape) - y.ndim :] == y.shape, "shape of y", tuple(y.shape), f"{shape}, one label for each")
     share, bad = 100.0 * (logits.argmax(-1) == y).double().mean(-1), logits.isnan().any(-1)
     return torch.where(bad.any(-1) if bad.ndim else bad, torch.nan, share)  # argmax takes NaN for the largest
 
@@ -242,7 +252,7 @@ def fit(
     momentum: float | None = None,
     weight_decay: float | None = None,
     order: str = "cyclic",
-    eval_every: int = 250,
+    eval_every: int | None = 250,
     schedule: Callable[[int], float] | None = None,
     loss: Callable = F.cross_entropy,
     clip: float | None = None,
@@ -261,7 +271,8 @@ def fit(
     device = get_device() if device is None else device
     seeds = list_seeds(seeds)
     check_integer(steps, "steps", 0)
-    check_integer(eval_every, "eval_every", 1)
+    if eval_every is not None:
+        check_integer(eval_every, "eval_every", 1)
     for name, value in (("build", build), ("loss", loss), ("schedule", schedule)):
         require(callable(value) or (name == "schedule" and value is None), name, value, "callable")
     is_norm = clip is None or (isinstance(clip, numbers.Real) and clip > 0)
@@ -303,14 +314,14 @@ def fit(
     for split, (xs, ys) in splits.items():
         check_labels(stack, xs, ys[0] if ys.stride(0) == 0 else ys, "" if split == "train" else f"_{split}")
     while True:
-        if step % eval_every == 0 or step == steps:
+        if step == steps or (eval_every and step % eval_every == 0):
             bad = ~losses.isfinite() & (step > 0) & ~diverged
             if bad.any():
                 names = [seed for seed, is_bad in zip(seeds, bad.tolist(), strict=True) if is_bad]
                 text = f"seeds {names} diverged: NaN from step {step} on"
                 warnings.warn(text, RuntimeWarning, stacklevel=3)
                 diverged = diverged | bad
-            for split, (xs, ys) in splits.items():
+            for split, (xs, ys) in splits.items() if eval_every else ():
                 kind, values = evaluate(stack, xs, ys)
                 if (split, kind) != ("train", "loss"):
                     history.setdefault(f"{split}_{kind}", []).append(torch.where(diverged, torch.nan, values))
@@ -366,8 +377,9 @@ def train(
         As for :class:`Stack`; by default Adam with a rate of 0.01, and ``F.cross_entropy``.
     order : {"cyclic", "shuffled"}
         As in :func:`batches`.
-    eval_every : int
-        Steps between evaluations, 250 by default; the first is before training, the last after `steps`.
+    eval_every : int or None
+        Steps between evaluations, 250 by default; the first is before training, the last after `steps`. With None
+        there are none: `train_loss` after `steps` is all that is returned.
     schedule : callable, optional
         Maps a step, from 0, to a factor of the learning rate; by default 1.
     clip : float, optional

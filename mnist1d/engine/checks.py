@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import io
 import itertools
 import random
 import sys
@@ -21,10 +22,10 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 __all__ = [
-    "Finder", "copy_module", "encloses_itself", "find_shared_memory", "freeze_function", "freeze_module",
+    "Finder", "copy_module", "encloses_itself", "find_shared_memory", "freeze_function", "freeze_held", "freeze_module",
     "freeze_tensors", "get_python_random", "has_forward_hooks", "has_hooks", "identify", "is_close", "is_library",
     "keep_attributes", "keep_function", "keep_random_state", "list_attributes", "list_globals", "list_held",
-    "list_modules", "list_names", "list_watched", "names_autograd", "set_python_random",
+    "list_modules", "list_names", "list_watched", "names_autograd", "reads_iterator", "set_python_random",
 ]  # fmt: skip
 
 INTERNAL = frozenset(vars(nn.Module()))
@@ -94,10 +95,20 @@ def copy_module(module, share=False):
     for part in module.modules():
         for value in [*vars(part).values(), *part._buffers.values()]:
             if isinstance(value, torch.Tensor):
-                memo[id(value)] = value.detach().clone()
+                memo[id(value)] = _mirror(value, value.detach().clone())
         if share:
             memo |= {id(v): v for v in list_attributes(part) if _is_plain(v, tensors=True)}
-    return copy.deepcopy(module, memo)
+    copied = copy.deepcopy(module, memo)
+    for own, other in zip(module.parameters(), copied.parameters(), strict=False):
+        _mirror(own, other)
+    return copied
+
+
+def _mirror(tensor, copied):
+    """Give the copy of a tensor the attributes that somebody has given the tensor, a mask say."""
+    for name, value in vars(tensor).items() if type(tensor) in (torch.Tensor, nn.Parameter) else ():
+        setattr(copied, name, copy.deepcopy(value))
+    return copied
 
 
 def encloses_itself(module):
@@ -299,7 +310,7 @@ def _freeze(value, seen=None):
     if isinstance(value, SIMPLE):
         return value
     if isinstance(value, torch.Tensor):
-        return id(value), value.data_ptr(), value._version
+        return _mark(value), _read_values(value)
     if seen is None:
         try:
             return _freeze(value, {})
@@ -324,7 +335,7 @@ def _freeze(value, seen=None):
         parts = every(items)
         return frozenset(parts) if isinstance(value, (set, frozenset)) else parts
     if isinstance(value, nn.Module):
-        return freeze_module(value, seen=seen), freeze_tensors(value, buffers=True)
+        return freeze_module(value, seen=seen), freeze_held(value)
     if isinstance(value, np.ndarray):
         if value.dtype.hasobject:
             return every(value.ravel().tolist())
@@ -385,10 +396,8 @@ def freeze_function(function):
     return _freeze(function)
 
 
-def freeze_tensors(module, buffers=False):
-    """Which tensors a module holds, how often they were changed, and what attributes among them begin with.
-
-    These are parameters, attributes, on demand buffers.
+def freeze_tensors(module):
+    """Which parameters and attributes of a module are tensors, how often they were changed, what the latter begin with.
 
     What follows from parameters by autograd, as the weights of weight norm, is made anew at every call.
     """
@@ -396,14 +405,32 @@ def freeze_tensors(module, buffers=False):
     for part in module.modules():
         made = {getattr(hook, "name", None) for hook in part._forward_pre_hooks.values()}  # anew, by weight norm
         held += [v for name, v in vars(part).items() if isinstance(v, torch.Tensor) and name not in made]
-    tensors = [*(v for v in held if not v.requires_grad), *module.parameters(), *(module.buffers() if buffers else ())]
-    values = [str(v.flatten()[:1000].tolist()) for v in held if _is_read(v)]  # `data` changes without a version
-    return [(id(v), v.data_ptr(), v._version) for v in tensors], values
+    tensors = [*(v for v in held if not v.requires_grad), *module.parameters()]
+    return list(map(_mark, tensors)), [_read_values(v) for v in held if not v.requires_grad]
 
 
-def _is_read(tensor):
-    plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.requires_grad
-    return plain and not is_lazy(tensor)
+def freeze_held(module):
+    """Of a module that is held by another, or by a loss: its parameters and buffers too, and what they begin with."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return freeze_tensors(module), list(map(_mark, tensors)), list(map(_read_values, tensors))
+
+
+def _mark(tensor):
+    """What tells that a tensor was replaced or, unless by its `data`, changed."""
+    try:
+        return id(tensor), tensor.data_ptr(), tensor._version
+    except RuntimeError:  # what a `vmap` that has ended left behind, or inference mode
+        return id(tensor)
+
+
+def _read_values(tensor):
+    """The first thousand numbers of a tensor, for its `data` may change without a version; None where it cannot be."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or is_lazy(tensor):
+        return None
+    try:
+        return tensor.detach().flatten()[:1000].resolve_conj().contiguous().view(torch.uint8).numpy().tobytes()
+    except RuntimeError:  # what a `vmap` that has ended left behind
+        return None
 
 
 def list_watched(module):
@@ -512,6 +539,14 @@ def names_autograd(module, function):
     return any({"requires_grad", "is_leaf", "Parameter"} & {*list_names(f.__code__)} for f in near)
 
 
+def reads_iterator(function):
+    """Whether a function, or what it calls, reads an iterator, of which nobody can tell or set where it stands."""
+    while isinstance(function, (functools.partial, types.MethodType)):
+        function = function.func if isinstance(function, functools.partial) else function.__func__
+    read = [value for f in _list_helpers([function]) for value in _read_names(f)]
+    return any(isinstance(v, Iterator) and not isinstance(v, io.IOBase) for v in read)
+
+
 def _list_helpers(found):
     """The functions among some values that are no library's, and those that these name, over three levels."""
     helpers = {}
@@ -548,6 +583,7 @@ def list_globals(function):
     """The values of the globals that a function names, and what it names of the modules among them."""
     names, known = list_names(function.__code__), function.__globals__
     found = [known[name] for name in names if name in known]
+    found += [sys.modules[name] for name in names if name in sys.modules and name not in known]  # imported within
     for value in found:  # which grows
         if isinstance(value, types.ModuleType) and not is_library(value):
             held = [vars(value)[name] for name in names if name in vars(value)]
