@@ -5,7 +5,6 @@ that took no part in the choice, and meets the test set after its last step.
 """
 
 import contextlib
-import copy
 import functools
 import hashlib
 import inspect
@@ -337,8 +336,7 @@ def _train(arm, data, seeds, rates=None):
         options["learning_rate"] = rates
     with contextlib.ExitStack() as kept:
         for name in {"loss", "schedule"} & arm.keys():  # which may count, from the start each time
-            options[name] = copy.deepcopy(arm[name])  # not of what a function encloses
-            kept.enter_context(keep_function(options[name]))
+            kept.enter_context(keep_function(arm[name]))
         return fit(options.pop("build"), {k: data[k] for k in "xy"}, seeds, **options)
 
 
@@ -388,8 +386,8 @@ def _fingerprint(arm, data):
         stack, history = _train(short, first, [0], rates)
     out = stack.evaluate(lambda model, x: model(x), *split_tensors(first, "", 1, get_device())[:1])
     settings = sorted((k, describe(v)) for k, v in arm.items() if k != "device")
-    schedule = copy.deepcopy(arm.get("schedule"))
-    schedule = [schedule(step) for step in range(arm["steps"])] if schedule else []
+    with keep_function(arm.get("schedule")):
+        schedule = [arm["schedule"](step) for step in range(arm["steps"])] if arm.get("schedule") else []
     digest = hashlib.sha256(out.cpu().numpy().tobytes())
     for k in ("x", "y", "x_test", "y_test"):
         digest.update(np.ascontiguousarray(data[k]).tobytes())

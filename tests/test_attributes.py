@@ -3,6 +3,7 @@
 import itertools
 import sys
 import types
+import warnings
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from mnist1d.comparison import compare
 from mnist1d.engine import Stack
-from mnist1d.training import accuracy, batches, split_tensors, train
+from mnist1d.training import accuracy, batches, fit, split_tensors, train
 from test_later_batches import check, cross_entropy
 from test_state import draw_batches
 from zoo import CLASSES, LENGTH, Base
@@ -312,3 +313,135 @@ def test_without_evaluations_there_is_the_last_loss():
     expected = train(linear, DATA, 2, steps=6, batch_size=20, eval_every=2)["train_loss"][:, -1:]
     assert history.keys() == {"train_loss"}
     np.testing.assert_array_equal(history["train_loss"], expected)
+
+
+# Second findings
+
+
+class Regularised(nn.Module):
+    """Penalises parameters that it holds in a list, by a term that single precision loses among the others."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(LENGTH, 32), nn.Linear(32, CLASSES)
+        self.held = [self.a.weight, self.b.weight]
+
+    def forward(self, x):
+        return self.b(self.a(x).relu()), 1e-6 * sum(w.square().sum() for w in self.held)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_small_penalty_on_parameters_in_a_list_counts(n):
+    dead = {**DATA, "x": np.where(np.arange(LENGTH) < LENGTH // 2, X, 0).astype(np.float32)}
+
+    def loss(out, y):
+        return F.cross_entropy(out[0], y) + out[1]
+
+    stack, _ = fit(Regularised, {"x": dead["x"], "y": dead["y"]}, n, steps=200, batch_size=20, loss=loss)
+    assert stack.params["a.weight"][..., LENGTH // 2 :].abs().mean() < 0.01  # Adam takes any gradient for one
+
+
+class Configuration:
+    __slots__ = ("act", "temperature")
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("kind", [types.SimpleNamespace, Configuration])
+def test_a_configuration_that_a_copy_does_not_share_is_watched(n, kind):
+    config = kind()
+    config.temperature, config.act = 1.0, nn.LeakyReLU()
+
+    class Configured(Base):
+        def __init__(self):
+            super().__init__()
+            self.config = config
+
+        def forward(self, x):
+            return super().forward(x) * self.config.temperature
+
+    def schedule(step):
+        config.temperature = 3.0 if 150 <= step < 220 else 1.0
+        return 1.0
+
+    options = {"steps": 260, "batch_size": 20, "optimizer": "sgd", "learning_rate": 0.01}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # training goes back
+        stack, _ = fit(Configured, {"x": X, "y": DATA["y"]}, n, schedule=schedule, eval_every=None, **options)
+    torch.manual_seed(0)
+    model = Configured()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for step in range(260):
+        schedule(step)
+        index = (torch.arange(20) + 20 * step) % len(X)
+        loss = F.cross_entropy(model(torch.tensor(X[index])), torch.tensor(DATA["y"][index]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(stack.params[name][0], p, rtol=1e-3, atol=1e-4)
+
+
+class Counted:
+    """A loss that a schedule heats."""
+
+    temperature = 1.0
+
+    def __call__(self, out, y):
+        return F.cross_entropy(out * self.temperature, y)
+
+
+class Slotted:
+    __slots__ = ("n",)
+
+
+class Tally:
+    n = 0
+
+
+SLOTTED, CENTRE = Slotted(), torch.zeros(1)
+
+
+def count_in_a_class(step):
+    Tally.n += 1
+    return max(0.0, 1 - Tally.n / 30)
+
+
+def count_in_slots(step):
+    SLOTTED.n += 1
+    return max(0.0, 1 - SLOTTED.n / 30)
+
+
+def count_in_a_tensor(step):
+    globals()["CENTRE"] = CENTRE + 1
+    return max(0.0, 1 - CENTRE.item() / 30)
+
+
+def heat(loss):
+    def schedule(step):
+        loss.temperature = 1.0 + step
+        return 1.0
+
+    return schedule
+
+
+@pytest.mark.parametrize("with_cache", [False, True])
+@pytest.mark.parametrize("how", ["class", "slots", "tensor", "closure", "both"])
+def test_what_loss_and_schedule_remember_begins_anew_wherever_it_lies(how, with_cache, tmp_path):
+    SLOTTED.n = 0
+    loss = Counted()
+    arm = {"build": linear, "batch_size": 20, "learning_rate": 0.03}
+    if how == "both":
+        arm |= {"loss": loss, "schedule": heat(loss)}
+    else:
+        found = {"class": count_in_a_class, "slots": count_in_slots, "tensor": count_in_a_tensor}
+        arm["schedule"] = count_calls() if how == "closure" else found[how]
+    ours = compare({"a": arm, "b": arm}, DATA, seeds=2, budget=30, cache=tmp_path if with_cache else None)
+    Tally.n, SLOTTED.n, loss.temperature = 0, 0, 1.0
+    globals()["CENTRE"] = torch.zeros(1)
+    if how == "closure":
+        arm["schedule"] = count_calls()
+    plain = train(**arm, data=DATA, seeds=2, steps=30, order="shuffled")["test_acc"][:, -1]
+    Tally.n = 0
+    globals()["CENTRE"] = torch.zeros(1)
+    for name in "ab":
+        np.testing.assert_allclose(ours.accuracy[name], plain)

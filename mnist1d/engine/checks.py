@@ -22,10 +22,11 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 __all__ = [
-    "Finder", "copy_module", "encloses_itself", "find_shared_memory", "freeze_function", "freeze_held", "freeze_module",
-    "freeze_tensors", "get_python_random", "has_forward_hooks", "has_hooks", "identify", "is_close", "is_library",
-    "keep_attributes", "keep_function", "keep_random_state", "list_attributes", "list_globals", "list_held",
-    "list_modules", "list_names", "list_watched", "names_autograd", "reads_iterator", "set_python_random",
+    "Finder", "copy_module", "encloses_itself", "find_shared_memory", "freeze_function", "freeze_held",
+    "freeze_module", "freeze_tensors", "get_python_random", "has_forward_hooks", "has_hooks", "holds_parameters",
+    "identify", "is_close", "is_library", "keep_attributes", "keep_function", "keep_random_state",
+    "list_attributes", "list_globals", "list_held", "list_modules", "list_names", "list_unshared", "list_watched",
+    "names_autograd", "reads_iterator", "set_python_random",
 ]  # fmt: skip
 
 INTERNAL = frozenset(vars(nn.Module()))
@@ -143,6 +144,35 @@ def encloses_itself(module):
     return any(reaches(v) for part in parts for k, v in vars(part).items() if k not in INTERNAL and k != refs)
 
 
+def _reaches(value, found, depth=6):
+    """Whether a value is, or holds in containers and objects, something that `found` is true of."""
+    if found(value):
+        return True
+    if not depth or isinstance(value, (*SIMPLE, *FUNCTIONS, *BOUND)):
+        return False
+    if isinstance(value, (list, tuple, set, deque)):
+        return any(_reaches(v, found, depth - 1) for v in value)
+    held = value.values() if isinstance(value, dict) else list_held(value)
+    return any(_reaches(v, found, depth - 1) for v in held)
+
+
+def holds_parameters(module):
+    """Whether parameters carry attributes, or lie in a container too: what is trained together has, and is, neither."""
+    own = {id(p) for p in module.parameters()}
+    parts = [part for part in module.modules() if not type(part).__module__.startswith("torch.")]
+    held = [v for part in parts for v in list_attributes(part) if not isinstance(v, torch.Tensor)]
+    return any(map(vars, module.parameters())) or any(_reaches(v, lambda v: id(v) in own) for v in held)
+
+
+def list_unshared(modules, template):
+    """Functions that give what the modules hold in objects that a template has copies of."""
+    shared = {id(v) for part in template.modules() for v in list_attributes(part)}
+    own = [part for m in modules for part in m.modules() if not type(part).__module__.startswith("torch.")]
+    held = [v for part in own for v in list_attributes(part) if id(v) not in shared]
+    held = {id(v): v for v in held if not isinstance(v, (*SIMPLE, *FUNCTIONS, torch.Tensor, nn.Module))}
+    return [functools.partial(_freeze, v) for v in held.values()]
+
+
 def _keep_tensor(tensor):
     is_plain = tensor.layout == torch.strided and tensor.device.type != "meta" and not is_lazy(tensor)
     is_shared = any(n > 1 and stride == 0 for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
@@ -217,8 +247,7 @@ def _keep_content(value, seen, depth):
     elif (kept := _read_bytes(value)) is not None:
         return functools.partial(_write_bytes, value, kept)
     else:
-        is_open = hasattr(value, "__dict__") and (_is_plain(value) or not is_library(type(value)))
-        return _keep_content(vars(value), seen, depth) if is_open else None
+        return _keep_object(value, seen, depth) if _is_plain(value) or not is_library(type(value)) else None
     inner = _keep_contents(within, seen, depth)
 
     def list_ids(items):
@@ -228,6 +257,20 @@ def _keep_content(value, seen, depth):
         if list_ids(value) != list_ids(held):  # not while somebody goes through it for nothing
             value.clear()
             refill(held)
+        for restore in inner:
+            restore()
+
+    return restore
+
+
+def _keep_object(value, seen, depth):
+    slots = {name: getattr(value, name) for name in _list_slots(value) if hasattr(value, name)}
+    inner = _keep_contents([*list_held(value), *slots.values()], seen, depth)
+
+    def restore():
+        for name, kept in slots.items():
+            if getattr(value, name, None) is not kept:
+                setattr(value, name, kept)
         for restore in inner:
             restore()
 
@@ -280,14 +323,23 @@ def keep_function(function):
         function = function.func if isinstance(function, functools.partial) else function.__self__
     if hasattr(function, "__dict__") and not isinstance(function, nn.Module):
         held.append(vars(function))
-    cells, names = [], []
+    cells, names, places = [], [], []
     for f in _list_helpers([function, *_list_methods(type(function))]):
         held.append(vars(f))
         cells += [(c, c.cell_contents) for c in f.__closure__ or () if _is_filled(c)]
         known = f.__globals__
-        found = [name for name in list_names(f.__code__) if name in known and isinstance(known[name], SIMPLE)]
+        found = [name for name in list_names(f.__code__) if name in known and _may_change(known[name])]
         names += [(known, name, known[name]) for name in found]
-        held += filter(_may_change, _read_names(f))
+        read = list(filter(_may_change, _read_names(f)))
+        held += read
+        for owner in read:  # a class or a module of one's own
+            if isinstance(owner, (type, types.ModuleType)):
+                found = {n: vars(owner)[n] for n in list_names(f.__code__) if n in vars(owner) and n[:2] != "__"}
+                found = {
+                    n: value for n, value in found.items() if not isinstance(value, (*FUNCTIONS, types.ModuleType))
+                }
+                places += [(owner, name, value) for name, value in found.items()]
+                held += found.values()
     restores = _keep_contents([*modules, *held], {})
     try:
         yield
@@ -298,6 +350,9 @@ def keep_function(function):
         for known, name, value in names:
             if known.get(name) is not value:
                 known[name] = value
+        for owner, name, value in places:
+            if vars(owner).get(name) is not value:
+                setattr(owner, name, value)
         for restore in restores:
             restore()
 
@@ -380,11 +435,15 @@ def _freeze(value, seen=None):
 
 def list_held(value):
     """What an object holds: the values of its slots, and the dict of its attributes if it has one."""
+    held = [getattr(value, name, None) for name in _list_slots(value)]
+    return held + ([vars(value)] if hasattr(value, "__dict__") else [])
+
+
+def _list_slots(value):
     slots = [(kind, vars(kind).get("__slots__", ())) for kind in type(value).__mro__]
     named = [(kind, name) for kind, group in slots for name in ([group] if isinstance(group, str) else group)]
     names = [f"_{k.__name__.lstrip('_')}{n}" if n[:2] == "__" != n[-2:] else n for k, n in named]  # as Python has it
-    held = [getattr(value, name, None) for name in names if name not in ("__dict__", "__weakref__")]
-    return held + ([vars(value)] if hasattr(value, "__dict__") else [])
+    return [name for name in names if name not in ("__dict__", "__weakref__")]
 
 
 def freeze_function(function):
@@ -669,8 +728,8 @@ def _is_filled(cell):
         return False
 
 
-def is_close(ours, plain, scale=None):
-    """Whether two tensors [seed, ...] agree to rounding, NaN and infinity included."""
+def is_close(ours, plain, scale=None, times=1):
+    """Whether two tensors [seed, ...] agree to so many times rounding, NaN and infinity included."""
     if ours.shape != plain.shape or ours.dtype != plain.dtype:
         return False
     if not (plain.is_floating_point() or plain.is_complex()):
@@ -684,4 +743,4 @@ def is_close(ours, plain, scale=None):
     )
     largest = torch.maximum(largest, scale) if scale is not None else largest
     difference = torch.where(finite, ours - plain, 0).abs().reshape(len(plain), -1)
-    return bool((difference <= tolerance * largest[:, None] + 1e-30).all())
+    return bool((difference <= times * tolerance * largest[:, None] + 1e-30).all())
