@@ -51,3 +51,9 @@ def test_what_is_paid_once_does_not_count(monkeypatch):
     rest = replace(row, rest=((60_000, {"BATCH_SIZE": 500}),))  # steps of another batch add to the run
     measured = equal_work.measure("lottery_tickets", rest, repeats=1)
     assert (measured["plain_minutes"], measured["ours_minutes"]) == (9.0, 3.0)
+
+
+def test_a_notebook_without_a_row_is_named(tmp_path):
+    with pytest.raises(SystemExit, match=r"there is no row of tsne: must be of .*pooling"):
+        equal_work.bench_equal_work(["pooling", "tsne"], tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -251,6 +251,8 @@ def measure(slug, row, repeats=REPEATS):
 
 def bench_equal_work(slugs=None, root=ROOT, publish=False):
     """Measure all rows, or some; print them and merge them into build/equal_work.json, or that of figures/."""
+    if unknown := sorted(set(slugs or ()) - ROWS.keys()):
+        raise SystemExit(f"there is no row of {', '.join(unknown)}: must be of {', '.join(ROWS)}")
     path = root / ("figures" if publish else "build") / "equal_work.json"
     path.parent.mkdir(exist_ok=True)
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
