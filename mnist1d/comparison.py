@@ -606,8 +606,9 @@ def compare(
     another split or other tuning seeds might have chosen otherwise is not in them, so that of equal arms that choose
     for themselves more than 5% are called better or worse, the more the fewer `tune_seeds` there are.
     Examples are shuffled in every epoch unless an arm has another `order`. Augmentation belongs into the model, under
-    ``if self.training:``. Workers are joblib's, as for :func:`mnist1d.training.sweep`. A run that diverges counts as
-    chance, and a combination in which one did is not chosen while another is left.
+    ``if self.training:``. What loss and schedule count or collect is set back after every run. Workers are joblib's,
+    as for :func:`mnist1d.training.sweep`. A run that diverges counts as chance, and a combination in which one did is
+    not chosen while another is left.
     """
     for name, value in (("budget", budget), ("tune_seeds", tune_seeds)):
         check_integer(value, name, 1, 10**9, "an integer of at least 1")

@@ -184,7 +184,7 @@ def test_a_file_that_is_no_row_is_refused_before_training(row, capsys, monkeypat
     assert old in ROW
     row.write_text(ROW.replace(old, new), encoding="utf-8")
     monkeypatch.setattr(records, "measure", None)
-    assert records.main([str(row)]) == 1
+    assert records.main([str(row)]) == records.main(["--validate", str(row)]) == 1
     assert message in (out := capsys.readouterr().out) and "nothing was trained" in out
 
 

@@ -162,7 +162,8 @@ def read_json(path):
 def test_a_complete_run_publishes_and_is_not_repeated(checkout, capsys):
     (checkout / "notebooks" / "tsne.ipynb").unlink()
     bar = f"display({{{run_notebooks.WIDGET!r}: {{}}, 'text/plain': 'bar'}}, raw=True)\nx = 1"
-    write_notebook(checkout, [bar, SAVE_WITH_PACKAGE], "quickstart")
+    warn = "import sys, pathlib; print(pathlib.Path.cwd().parent / 'mnist1d' / 'training.py', file=sys.stderr)"
+    write_notebook(checkout, [bar, SAVE_WITH_PACKAGE, warn], "quickstart")
     assert run(checkout) == 0
     assert sorted(published(checkout)) == ["quickstart.json", "quickstart.pdf", "quickstart.png"]
     results = read_json(checkout / "figures" / "quickstart.json")
@@ -170,6 +171,7 @@ def test_a_complete_run_publishes_and_is_not_repeated(checkout, capsys):
     executed = nbformat.read(checkout / "notebooks" / "quickstart.ipynb", 4)
     assert executed.cells[1].outputs and "execution" not in executed.cells[0].metadata
     assert not executed.cells[0].outputs  # a progress bar says nothing after the run
+    assert executed.cells[2].outputs[0].text == f"mnist1d{os.sep}training.py\n"  # wherever the checkout lies
     figure, results = (output.data["text/html"] for output in executed.cells[1].outputs if "text/html" in output.data)
     assert '<a href="../figures/quickstart.png">' in figure and '<a href="../figures/quickstart.json">' in results
     assert "1 notebook to run" in capsys.readouterr().out

@@ -112,14 +112,16 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     train, test = load_splits(options.validate)
-    failed = False
+    failed = refused = False
     paths = options.paths or sorted((ROOT / "records").glob("*.py"))
     for path in paths:
         try:
             definitions, code = read_row(path), digest(path)
         except ValueError as error:
             print(f"{path}: {error}; nothing was trained")
-            failed = True
+            refused = True
+            if not options.validate and is_record(path):
+                write_table(path.parent)
             continue
         target = definitions["TARGET"]
         accuracy, seconds = measure(definitions, path.name, range(options.seeds), train, test)
@@ -140,9 +142,9 @@ def main(arguments=None):
                     file.write("\n")
             else:
                 print(f"{path} lies outside of records/: nothing is written")
-    if not options.validate and any(map(is_record, paths)):
-        write_table(ROOT / "records")
-    return int(failed and not options.validate)
+        if not options.validate and is_record(path):
+            write_table(path.parent)
+    return int(refused or (failed and not options.validate))
 
 
 if __name__ == "__main__":

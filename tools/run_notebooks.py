@@ -343,6 +343,8 @@ def run_notebook(slug, run, jobs, guard, on_cell=None):
         for output in cell.get("outputs", []):  # links to where the files are about to be
             for kind in {"text/plain", "text/html"} & output.get("data", {}).keys():
                 output.data[kind] = output.data[kind].replace(*moved)
+            if "text" in output:  # a warning names a file of the package, wherever the checkout lies
+                output.text = output.text.replace(f"{run.root}{os.sep}", "")
     publish(slug, run, notebook, work, after)
     shutil.rmtree(work)
     with contextlib.suppress(OSError):
