@@ -20,9 +20,9 @@ import warnings
 from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import joblib
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
@@ -33,7 +33,7 @@ from mnist1d.engine.checks import is_library, keep_function, list_globals, list_
 from mnist1d.settings import get_device
 from mnist1d.training import Stack, check_labels, evaluate, fit, split_tensors, sweep
 from mnist1d.transform import check_integer, list_seeds, require
-from mnist1d.utils import open_for_rename
+from mnist1d.utils import expand, open_for_rename
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,8 +98,9 @@ def judge_difference(difference: ArrayLike, margin: float = 0.5, level: float = 
     if low > 0 or high < 0:
         return ("better" if low > 0 else "worse"), None
     sd = np.std(difference, ddof=1)
-    more = range(len(difference) + 1, MOST_SEEDS)  # the first of these that decides often enough, else the end
-    return "undecided", more[0] + bisect(more, False, key=lambda n: bool(_power(mean, sd, n, margin, level) >= POWER))
+    first = min(len(difference) + 1, MOST_SEEDS)
+    more = range(first, MOST_SEEDS)  # the first of these that decides often enough, else the end
+    return "undecided", first + bisect(more, False, key=lambda n: bool(_power(mean, sd, n, margin, level) >= POWER))
 
 
 @dataclass(eq=False, repr=False)
@@ -300,20 +301,22 @@ def describe(value: Any, depth: int = 60, seen: dict | None = None) -> str:
     return f"{name}({', '.join(describe(part, depth - 1, seen) for part in parts)})"
 
 
-def _check_cache(folder):
-    """Make the folder, or a ValueError before work starts."""
-    if folder is not None:
-        require(isinstance(folder, (str, os.PathLike)), "cache", folder, "the path of a folder")
-        try:
-            Path(folder).expanduser().mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"cache={str(folder)!r}: must be a folder, or a place for one ({error})") from None
+def _make_cache(folder):
+    """The folder, made if need be, or None for None; a ValueError before work starts if it cannot be."""
+    if folder is None:
+        return None
+    require(isinstance(folder, (str, os.PathLike)), "cache", folder, "the path of a folder")
+    try:
+        expand(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cache={str(folder)!r}: must be a folder, or a place for one ({error})") from None
+    return expand(folder)
 
 
 def _remember(folder, key, compute):
     """What `compute()` returns, lists and numbers; from the folder's file of this key if there is a sound one."""
     digest = hashlib.sha256(f"{CACHE_FORMAT} {key}".encode()).hexdigest()[:24]
-    path = Path(folder).expanduser() / f"{digest}.json" if folder else None
+    path = folder / f"{digest}.json" if folder else None
     if path and path.is_file():
         try:
             return json.loads(path.read_text(encoding="utf-8"))
@@ -388,16 +391,19 @@ def _fingerprint(arm, data):
     settings = sorted((k, describe(v)) for k, v in arm.items() if k != "device")
     with keep_function(arm.get("schedule")):
         schedule = [arm["schedule"](step) for step in range(arm["steps"])] if arm.get("schedule") else []
-    digest = hashlib.sha256(out.cpu().numpy().tobytes())
-    for k in ("x", "y", "x_test", "y_test"):
-        digest.update(np.ascontiguousarray(data[k]).tobytes())
-    return repr((settings, schedule, history["train_loss"].tolist(), digest.hexdigest()))
+    held = joblib.hash([out.cpu().numpy(), *(data[k] for k in ("x", "y", "x_test", "y_test"))])
+    return repr((settings, schedule, history["train_loss"].tolist(), held))
+
+
+def _split(data, validation):
+    """What a choice is trained and what it is measured on, the same for every arm."""
+    is_val = draw_validation(data["y"], validation, np.random.default_rng(0), "validation")
+    return [{k: data[k][mask] for k in "xy"} for mask in (~is_val, is_val)]
 
 
 def _choose(name, arm, grid, data, validation, tune_seeds, cache):
     """The best of the grid by mean validation accuracy: (values, accuracy of every combination)."""
-    is_val = draw_validation(data["y"], validation, np.random.default_rng(0))  # the same for every arm
-    part, held = ({k: data[k][mask] for k in "xy"} for mask in (~is_val, is_val))
+    part, held = _split(data, validation)
     tries = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     rates = grid.get("learning_rate")
     others = [{k: v for k, v in values.items() if k != "learning_rate"} for values in tries]
@@ -479,10 +485,7 @@ def _try_arms(checked, data, validation, seeds):
     """Train every arm with every value that it may choose for one step: what is bad is said first."""
     for name, (arm, grid) in checked.items():
         check_integer(arm["steps"], "steps", 1, 10**9, f"an integer of at least 1 in the arm {name!r}")
-        part = {k: data[k] for k in "xy"}
-        if _has_choice(grid):
-            is_val = draw_validation(data["y"], validation, np.random.default_rng(0))
-            part = {k: data[k][~is_val] for k in "xy"}
+        part = _split(data, validation)[0] if _has_choice(grid) else {k: data[k] for k in "xy"}
         first = {k: values[0] for k, values in grid.items()}
         for one in [{}, *({k: value} for k, values in grid.items() for value in values[1:])]:
             tried = arm | first | one | {"steps": 1}
@@ -565,7 +568,7 @@ def compare(
     tune_seeds: int = 2,
     validation: float = 0.2,
     margin: float = 0.5,
-    cache: str | Path | None = None,
+    cache: str | os.PathLike | None = None,
 ) -> "Comparison | Comparisons":
     """Compare models, optimisers, losses or whatever else :func:`mnist1d.training.train` takes.
 
@@ -613,7 +616,7 @@ def compare(
     for name, value in (("budget", budget), ("tune_seeds", tune_seeds)):
         check_integer(value, name, 1, 10**9, "an integer of at least 1")
     check_margin(margin)
-    _check_cache(cache)
+    cache = _make_cache(cache)
     is_fraction = isinstance(validation, numbers.Real) and 0 < validation < 1
     require(is_fraction, "validation", validation, "a number between 0 and 1")
     seeds, tuned_on = list_seeds(seeds), list(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + tune_seeds))

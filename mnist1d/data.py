@@ -19,7 +19,15 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
 from mnist1d import pickles
-from mnist1d.transform import CORRELATION_WIDTH, LARGEST, check_integer, check_padding, check_translation, require
+from mnist1d.transform import (
+    CORRELATION_WIDTH,
+    LARGEST,
+    check_integer,
+    check_padding,
+    check_translation,
+    interpolate,
+    require,
+)  # fmt: skip
 from mnist1d.transform import transform as transform  # mnist1d 0.0.2 has it, and two of the next, here too
 from mnist1d.utils import ObjectView, expand, from_pickle, open_for_rename
 from mnist1d.utils import set_seed as set_seed
@@ -70,8 +78,8 @@ FROZEN_T = np.linspace(-5.387535, 5.387535, DEFAULTS["final_seq_length"])  # its
 # SHA-256 of the answers of the human quiz as one line of JSON.
 ANSWERS_SHA256 = "72d7394081d459e9d4f010aba481b6565781b57a8585170f4e0fb268d7bca3e0"
 
-# What a file of get_dataset begins with, as a pickle that drops it: protocol 5, a text of 136 bytes; the SHA-256 of the
-# arguments and of the rest, which end this text, and POP follow.
+# A file of get_dataset is a pickle that begins with a text and drops it at once (POP): "mnist1d ", the SHA-256 of the
+# arguments, the SHA-256 of what follows. Whatever reads pickles skips it.
 CACHE = b"\x80\x05\x8c\x88mnist1d "
 
 # One row a digit, the pen's horizontal position from the top of the digit to its bottom.
@@ -245,8 +253,8 @@ def _check(args, template):
     check("train_split", n * args["train_split"] >= 1, rule)
     check("label_noise", not args["label_noise"] or len(np.unique(template["y"])) > 1, "0 where there is one label")
     if args["seed"] is not None:
-        check_integer(args["seed"], "seed", 0, 2**32 - 1, "an integer from 0 to 2**32 - 1, or None for a fresh one")
-        args["seed"] = int(args["seed"])
+        rule = "an integer from 0 to 2**32 - 1, or None for a fresh one"
+        args["seed"] = check_integer(args["seed"], "seed", 0, 2**32 - 1, rule)
     return args
 
 
@@ -336,19 +344,13 @@ def _transform_all(x, args, rng, eps=1e-8):
     return columns
 
 
-def _positions(t, args):
-    """The templates' positions t (template_len,), resampled as the signals are."""
-    length = args["template_len"] + args["padding"][1]
-    t = _interpolate_rows(t[None], *_neighbours([len(t)], length))
-    return _interpolate_rows(t, *_neighbours([length], args["final_seq_length"]))[0]
-
-
 def _generate(args, template):
     """The dataset of checked arguments."""
     rng = np.random.RandomState(args["seed"])
     per_class = args["num_samples"] // len(template["y"])
     rows = np.repeat(np.arange(len(template["y"])), per_class)
-    chunk = max(1, CHUNK // (args["template_len"] + args["padding"][1]))
+    length = args["template_len"] + args["padding"][1]
+    chunk = max(1, CHUNK // length)
     parts = [_transform_all(template["x"][rows[i : i + chunk]], args, rng) for i in range(0, len(rows), chunk)]
     order = rng.permutation(len(rows))
     columns = {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
@@ -362,7 +364,7 @@ def _generate(args, template):
     varies = std > 1e-100 and columns["x"].min() < columns["x"].max()
     require(varies, "iid_noise_scale", args["iid_noise_scale"], "above 0 where nothing else makes the signals vary")
     columns |= {name: (columns[name] - mean) / std for name in signals}
-    t = _positions(template["t"], args) / std
+    t = interpolate(interpolate(template["t"], length), args["final_seq_length"]) / std
 
     split = int(len(y) * args["train_split"])
     x = columns.pop("x")
@@ -439,14 +441,14 @@ def make_dataset(args: Any = None, template: Mapping[str, Any] | None = None, **
     return _generate(_draw_seed(args), template)
 
 
-def draw_validation(y, fraction, rng):
+def draw_validation(y, fraction, rng, name="validation_split"):
     """A mask (n,) of the same fraction of every class."""
     is_val = np.zeros(len(y), dtype=bool)
     for label in np.unique(y):
         members = np.flatnonzero(y == label)
         is_val[rng.choice(members, round(fraction * len(members)), replace=False)] = True
-    rule = f"0 or leave training and validation samples, of {len(y)} it sets {is_val.sum()} aside"
-    require(0 < is_val.sum() < len(y), "validation_split", fraction, rule)
+    rule = f"a fraction that sets some samples aside and leaves some, of {len(y)} it sets {is_val.sum()} aside"
+    require(0 < is_val.sum() < len(y), name, fraction, rule)
     return is_val
 
 
@@ -469,7 +471,7 @@ def _digest_arguments(args, template):
 
 
 def _is_ours(path):
-    """Whether get_dataset wrote a file, which may have been cut off or have one wrong byte where it begins."""
+    """Whether get_dataset wrote a file, which may be truncated or have one wrong byte at its start."""
     with open(path, "rb") as file:
         start = file.read(len(CACHE))
     return sum(a != b for a, b in zip(start, CACHE, strict=False)) <= (len(start) == len(CACHE))
@@ -613,12 +615,12 @@ def reorder(data: Mapping[str, Any], order: Sequence[int]) -> dict[str, Any]:
         If `order` does not name every position once, or `data` is no such dict.
     """
     _check_data(data)
-    order, length = np.asarray(order), data["x"].shape[1]
+    order, length = np.asarray(order), np.shape(data["x"])[1]
     is_permutation = order.shape == (length,) and order.dtype.kind in "iu" and (np.sort(order) == range(length)).all()
     if not is_permutation:
         raise ValueError(f"order={order.tolist()!r}: must name each of the {length} positions once")
     signals = [name + suffix for name in ("x", "clean") for suffix in ("", "_val", "_test")]
-    return {**data, **{name: data[name][:, order] for name in signals if name in data}}
+    return {**data, **{name: np.asarray(data[name])[:, order] for name in signals if name in data}}
 
 
 def _is_frozen(data):

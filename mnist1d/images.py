@@ -12,7 +12,6 @@ import tarfile
 import threading
 import time
 import warnings
-import zipfile
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -147,15 +146,15 @@ def _read_checked(path, shape, _):
     rule = f"an npz file of {', '.join(KEYS)}: uint8 images {shape}, as many labels from 0 to 9, {MOST} at most"
     with open(path, "rb") as opened:
         try:
-            with zipfile.ZipFile(opened) as archive:
-                headers = {key: _read_header(archive, key) for key in KEYS}
+            with np.load(opened, allow_pickle=False) as archive:
+                headers = {key: _read_header(archive.zip, key) for key in KEYS}
                 for split in ("train", "test"):
-                    (x_shape, _, x_type), (y_shape, _, y_type) = headers[f"x_{split}"], headers[f"y_{split}"]
+                    (x_shape, x_type), (y_shape, y_type) = headers[f"x_{split}"], headers[f"y_{split}"]
                     n = math.prod(y_shape)
                     good = x_type == np.uint8 and y_type.kind in "iu" and 0 < n <= MOST
                     if not good or (x_shape, y_shape) != ((n, *shape), (n,)):
                         raise ValueError(f"x_{split} is {x_type} {x_shape}, y_{split} {y_type} {y_shape}")
-                data = {key: _read_member(archive, key, *header) for key, header in headers.items()}
+                data = {key: archive[key] for key in KEYS}
             for key in ("y_train", "y_test"):
                 if not np.isin(data[key], range(10)).all():
                     raise ValueError(f"{key} has other labels")
@@ -170,22 +169,16 @@ def _read_checked(path, shape, _):
 
 
 def _read_header(archive, key):
-    """The shape, order and type that an array of an archive declares, if its size is as they say."""
+    """The shape and type that an array of an archive declares, if its size is as they say."""
     with archive.open(f"{key}.npy") as member:
         start = io.BytesIO(member.read(4096))
     if np.lib.format.read_magic(start) != (1, 0):
         raise ValueError(f"{key} is no array of version 1.0")
-    shape, by_columns, dtype = np.lib.format.read_array_header_1_0(start)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(start)
     size = archive.getinfo(f"{key}.npy").file_size
     if dtype.hasobject or size != start.tell() + math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{key} has {size} bytes for {dtype} {shape}")
-    return shape, by_columns, dtype
-
-
-def _read_member(archive, key, shape, by_columns, dtype):
-    content = archive.read(f"{key}.npy")
-    values = np.frombuffer(content, dtype, offset=len(content) - math.prod(shape) * dtype.itemsize)
-    return values.reshape(shape, order="F" if by_columns else "C")
+    return shape, dtype
 
 
 def _read_idx(content):
@@ -194,6 +187,13 @@ def _read_idx(content):
     shape = np.frombuffer(content, ">i4", count=content[3], offset=4)
     array = np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
     return array.copy() if array.ndim > 1 else array.astype(np.int64)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_digits():
+    from sklearn.datasets import load_digits
+
+    return load_digits()
 
 
 def load_mnist() -> dict[str, np.ndarray | str]:
@@ -219,9 +219,7 @@ def load_mnist() -> dict[str, np.ndarray | str]:
         return {**dict(zip(KEYS, map(_read_idx, files), strict=True)), "name": "MNIST"}
     except OSError as error:
         warnings.warn(f"MNIST could not be fetched; 8x8 digits take its place ({error})", stacklevel=2)
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
+    digits = _load_digits()
     x = np.round(digits.images * 255 / 16).astype(np.uint8).repeat(3, 1).repeat(3, 2)
     x, y = np.pad(x, ((0, 0), (2, 2), (2, 2))), digits.target.astype(np.int64)
     return {"x_train": x[:1500], "y_train": y[:1500], "x_test": x[1500:], "y_test": y[1500:], "name": "8x8 digits"}

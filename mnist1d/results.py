@@ -21,7 +21,9 @@ from mnist1d.claims import CLAIMS, Verdicts, no_verdict, to_json
 from mnist1d.parts import read_package
 from mnist1d.utils import open_for_rename, show_written
 
-__all__ = ["code_digest", "digest_source", "load_results", "read_processor", "save_results", "write_json"]
+__all__ = [
+    "code_digest", "digest_source", "load_results", "read_processor", "read_versions", "save_results", "write_json",
+]  # fmt: skip
 
 LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "matplotlib")
 
@@ -123,15 +125,24 @@ def digest_source(source: str, package: tuple[tuple[str, str], ...]) -> str:
     -------
     str
     """
-    source = re.sub(r"^(\s*)([%!].*)$", lambda m: f"{m[1]}magic({m[2]!r})", source, flags=re.M)  # no Python
+    try:
+        tree = _parse(source)
+    except SyntaxError:  # magics are no Python; an operator that begins a line is
+        source = re.sub(r"^(\s*)([%!].*)$", lambda m: f"{m[1]}magic({m[2]!r})", source, flags=re.M)
+        tree = _parse(source)
     statements = _list_statements(package)
-    reached, seen, todo = set(), set(), set(_list_words(_parse(source)))
+    reached, seen, todo = set(), set(), set(_list_words(tree))
     while todo:
         seen.add(word := todo.pop())
         for text, words in statements.get(word, ()):
             reached.add(text)
             todo |= words - seen
     return hashlib.sha256("\n".join([_normalize(source), *sorted(reached)]).encode()).hexdigest()[:16]
+
+
+def read_versions() -> dict[str, str]:
+    """Of Python and of the libraries that decide numbers."""
+    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
 
 
 def read_processor() -> str:
@@ -190,13 +201,12 @@ def save_results(
     differ = [v["id"] for v in verdicts if v.get("parts_differ")]
     if differ and not reason:
         raise ValueError(f"verdicts: {differ} must have the parts of their claims")
-    versions = {name: version(name) for name in LIBRARIES}
     results = {
         "slug": slug,
         "profile": settings.profile(),
         "no_verdict": reason,
         "code": code_digest(slug, root) if root else None,
-        "versions": {"python": platform.python_version(), "mnist1d": __version__, **versions},
+        "versions": {"mnist1d": __version__, **read_versions()},
         "processor": read_processor(),
         "device": str(settings.get_device()),
         "jobs": settings.get_jobs(),

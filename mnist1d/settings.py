@@ -13,6 +13,7 @@
 `MNIST1D_REPLAY` is the engine's: see :class:`mnist1d.engine.Stack`.
 """
 
+import numbers
 import os
 import sys
 import time
@@ -32,9 +33,8 @@ __all__ = [
 
 PROFILES = ("paper", "quick", "smoke")
 
-# glibc gives the memory of a freed tensor back to the system and faults it in again at the next step.
-# Workers keep it instead, for what runs outside of recordings: a replay makes no tensors and is as fast without.
-# Elsewhere these variables mean nothing.
+# By default glibc gives freed memory back to the system, and each step pays to get it again. With these, workers keep
+# it. Replayed steps make no tensors and do not need it; other systems do not know these variables.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
 
 T = TypeVar("T")
@@ -86,7 +86,8 @@ def seed_offset() -> int:
 def is_seed(name: str, value: Any) -> bool:
     """Whether a knob of this name and value holds seeds: one of ...SEED, several of ...SEEDS."""
     several = isinstance(value, (range, list, tuple, np.ndarray))
-    return name.endswith("SEEDS") if several else name.endswith("SEED") and isinstance(value, int)
+    one = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return name.endswith("SEEDS") if several else name.endswith("SEED") and one
 
 
 # What the runner adds to the parameters cell of a run with other seeds.

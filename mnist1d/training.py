@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from mnist1d.engine import ReplayError, Stack
-from mnist1d.engine.checks import is_close
+from mnist1d.engine.checks import is_close, remember_function
 from mnist1d.parts import name_parts, read_part, write_part
 from mnist1d.settings import KEEP_MEMORY, get_device, get_jobs, measure_peak_memory, note_peak_memory, note_seconds
 from mnist1d.transform import check_integer, list_seeds, require
@@ -297,7 +297,7 @@ def fit(
         stack.reuse_grads = stack.optimizers.are_of_torch
         return stack
 
-    def can_return():  # schedulers and optimisers of one's own may remember anything
+    def can_return():  # what schedulers and other optimisers remember cannot be set back
         return stack.optimizers.are_of_torch and not stack.optimizers.have_schedulers
 
     stack = make_stack()
@@ -306,8 +306,8 @@ def fit(
     history = {"train_loss": []}
     diverged = torch.zeros(len(seeds), dtype=torch.bool, device=device)
     losses = torch.full((len(seeds),), torch.nan, device=device)
-    # Step, models, losses, who has diverged and evaluations at the last check of the replay.
-    safe = start = 0, None, losses, diverged, 0
+    # The last checkpoint: step, state of the models, losses, who has diverged, number of evaluations, the schedule's.
+    safe = start = 0, None, losses, diverged, 0, remember_function(schedule)
     in_worker = multiprocessing.current_process().name != "MainProcess"
     bar = tqdm(total=steps, desc="training", delay=10, leave=False, disable=True if in_worker else None)
     step = 0
@@ -338,7 +338,8 @@ def fit(
             if not can_return():
                 safe = start
             warnings.warn(f"{error}: training goes on without it from step {safe[0]}", stacklevel=3)
-            step, saved, losses, diverged, n_evals = safe
+            step, saved, losses, diverged, n_evals, set_back = safe
+            set_back()
             if step:
                 stack.load_state_dict(saved)
             else:
@@ -353,7 +354,7 @@ def fit(
         step += 1
         bar.update()
         if stack.checked > checks and can_return():
-            safe = step, stack.state_dict(), losses, diverged, len(history["train_loss"])
+            safe = step, stack.state_dict(), losses, diverged, len(history["train_loss"]), remember_function(schedule)
     bar.close()
     return stack, {name: torch.stack(values, 1).cpu().numpy() for name, values in history.items()}
 
@@ -422,7 +423,7 @@ def early_stopped(history: Mapping[str, np.ndarray]) -> np.ndarray:
         raise ValueError(f"history: has no {lacking}; must come of data with make_dataset's validation_split")
     val_acc = np.asarray(history["val_acc"])
     best = np.argmax(np.where(np.isnan(val_acc), -np.inf, val_acc), axis=1)
-    return np.take_along_axis(history["test_acc"], best[:, None], 1)[:, 0]
+    return np.take_along_axis(np.asarray(history["test_acc"]), best[:, None], 1)[:, 0]
 
 
 # Random generators and the default dtype belong to a whole process: of its threads one trains at a time.
@@ -431,26 +432,23 @@ _thread = threading.local()
 
 
 def _run_task(run, variant, seeds, dtype, part):
+    """A task's result, its error, the seconds that an earlier run has spent on it, and the peak memory."""
     with _turn:
+        if known := read_part(part):
+            return known[0], None, known[1], measure_peak_memory()
         nested, _thread.in_task = getattr(_thread, "in_task", False), True
+        start = time.perf_counter()
         try:
-            return _run_or_read(run, variant, seeds, dtype, part)
+            result, error = _run_alone(run, variant, seeds, dtype)
         finally:
             _thread.in_task = nested
-
-
-def _run_or_read(run, variant, seeds, dtype, part):
-    """A task's (result, error, peak memory), and the seconds that an earlier run has spent on it."""
-    if known := read_part(part):
-        return (known[0], None, measure_peak_memory()), known[1]
-    start = time.perf_counter()
-    result, error, memory = _run_alone(run, variant, seeds, dtype)
-    if error is None:
-        write_part(part, result, time.perf_counter() - start)
-    return (result, error, memory), 0.0
+        if error is None:
+            write_part(part, result, time.perf_counter() - start)
+        return result, error, 0.0, measure_peak_memory()
 
 
 def _run_alone(run, variant, seeds, dtype):
+    """A task's result and its error."""
     flushes = not (torch.tensor([1e-39], dtype=torch.float32) / 2).item()
     before = torch.get_num_threads(), torch.get_default_dtype(), flushes
     torch.set_num_threads(1)
@@ -459,29 +457,32 @@ def _run_alone(run, variant, seeds, dtype):
     torch.set_flush_denormal(True)
     try:
         with threadpool_limits(1):  # of numpy and scikit-learn, whose last digits depend on it
-            return run(variant, seeds), None, measure_peak_memory()
+            return run(variant, seeds), None
     except Exception as error:  # whatever the function raises is reported when the others are done
         try:
             pickle.loads(pickle.dumps(error))
         except Exception:  # what cannot leave a worker would take it down
             error = RuntimeError(f"{type(error).__name__}: {error}")
-        return None, error, measure_peak_memory()
+        return None, error
     finally:
         torch.set_num_threads(before[0])
         torch.set_default_dtype(before[1])
         torch.set_flush_denormal(before[2])
 
 
-def _concatenate(results):
-    """Join the chunks of one variant by seed, through dicts and tuples."""
+def _concatenate(results, sizes):
+    """Join the chunks of one variant, of so many seeds each, through dicts and tuples."""
     first = results[0]
     if isinstance(first, Mapping):
         keys = [sorted(map(str, r)) for r in results]
         require(keys.count(keys[0]) == len(keys), "keys of run's results", keys, "the same for all seeds")
-        return {key: _concatenate([r[key] for r in results]) for key in first}
+        return {key: _concatenate([r[key] for r in results], sizes) for key in first}
     if isinstance(first, tuple):
-        joined = map(_concatenate, zip(*results, strict=True))
+        joined = [_concatenate(parts, sizes) for parts in zip(*results, strict=True)]
         return type(first)(*joined) if hasattr(first, "_fields") else tuple(joined)
+    entries = [len(r) if isinstance(r, (list, range)) or np.ndim(r) else 1 for r in results]
+    rule = f"{sizes}, one for each seed of a call"
+    require(len(results) == 1 or entries == sizes, "entries of run's results", entries, rule)
     if isinstance(first, torch.Tensor) and first.ndim:
         return np.concatenate([r.detach().cpu().numpy() for r in results])
     if isinstance(first, np.ndarray) and first.ndim:
@@ -573,10 +574,10 @@ def sweep(
     os.environ.update({name: KEEP_MEMORY[name] for name in added})
 
     def join():
-        finished, n_parts = {}, -(-len(seeds) // chunk)
+        finished, sizes = {}, [len(seeds[i : i + chunk]) for i in range(0, len(seeds), chunk)]
         for name, parts in collected.items():
             try:
-                finished |= {name: _concatenate(parts)} if len(parts) == n_parts else {}
+                finished |= {name: _concatenate(parts, sizes)} if len(parts) == len(sizes) else {}
             except Exception as error:  # parts that do not fit together are kept as they are
                 finished[name] = parts
                 failures.append((name, seeds, error))
@@ -588,7 +589,7 @@ def sweep(
             warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
             results = joblib.Parallel(jobs, "sequential" if nested else None, return_as="generator")(calls)
             progress = tqdm(results, total=len(tasks), desc=desc)
-            for (name, part), ((result, error, memory), saved) in zip(tasks, progress, strict=True):
+            for (name, part), (result, error, saved, memory) in zip(tasks, progress, strict=True):
                 note_peak_memory(memory)
                 note_seconds(saved / jobs)
                 if error is None:

@@ -11,7 +11,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -45,9 +45,10 @@ def set_seed(seed: int | None) -> None:
     ValueError
         If `seed` lies outside; nothing has been seeded then.
     """
-    seed = seed if seed is None else operator.index(seed)
-    if seed is not None and not 0 <= seed < 2**32:
-        raise ValueError(f"seed={seed}: must be None or an integer from 0 to 2**32 - 1")
+    with suppress(TypeError):
+        seed = seed if seed is None else operator.index(seed)
+    if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**32):
+        raise ValueError(f"seed={seed!r}: must be None or an integer from 0 to 2**32 - 1")
     random.seed(seed)
     np.random.seed(seed)
     if "torch" in sys.modules:

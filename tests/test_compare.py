@@ -79,6 +79,8 @@ def test_four_times_in_five_as_many_new_seeds_as_it_names_decide(shift, margin, 
     decided = [judge_difference(draw(needed), margin)[0] == right for _ in range(1000)]
     assert 0.75 < np.mean(decided) < 0.86
     assert judge_difference(np.array([1.0, -1.0, 0.001]), margin=0.0)[1] == comparison.MOST_SEEDS
+    many = np.tile([20.0, -20.0], comparison.MOST_SEEDS)
+    assert judge_difference(many, margin=0.0) == ("undecided", comparison.MOST_SEEDS)
 
 
 def test_without_spread_there_is_no_doubt():
@@ -301,6 +303,7 @@ def test_two_processes_give_the_same(monkeypatch):
      ({"a": {"build": MLP, "clip": 1.0}}, {"tune": {"clip": [1.0]}}, "tuned or fixed"),
      ([MLP], {}, "arms=.*must be a dict"), ({"a": MLP}, {"tune": {"clip": 1.0}}, r"tune\['clip'\]=1.0: must be a seq"),
      ({"a": MLP}, {"validation": 2.0}, "validation=2.0: must"), ({"a": MLP}, {"validation": "x"}, "validation='x'"),
+     ({"a": MLP}, {"validation": 1e-4, "tune": {"clip": [1.0, 2.0]}}, "validation=0.0001: must be a fraction that"),
      ({"a": MLP}, {"tune_seeds": 1.5}, "tune_seeds=1.5: must"), ({"a": MLP}, {"budget": 2.0}, "budget=2.0: must"),
      ({"a": {"build": MLP, "order": "x"}}, {}, "'a': order='x': must"),
      ({"a": {"build": MLP, "lr": 0.1}}, {}, r"\['lr'\]; must have `build`.*learning_rate.*others go into build"),

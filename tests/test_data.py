@@ -768,12 +768,12 @@ def test_a_split_that_is_not_there_is_named(split):
         mnist1d.to_torch(make_dataset(num_samples=100), split)
 
 
-@pytest.mark.parametrize("seed", [-1, 2**32])
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.5, "'a'"])
 def test_a_seed_out_of_range_is_named_and_seeds_nothing(seed):
     mnist1d.set_seed(5)
     before = random.getstate()
     with pytest.raises(ValueError, match=f"seed={seed}: must be None or an integer from 0"):
-        mnist1d.set_seed(seed)
+        mnist1d.set_seed("a" if seed == "'a'" else seed)
     assert random.getstate() == before
 
 

@@ -245,6 +245,29 @@ def test_what_begins_late_is_found_and_training_goes_back(steps):
     np.testing.assert_allclose(ours, plain, rtol=1e-3)
 
 
+class Counting:
+    """A schedule that counts its calls."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, step):
+        self.calls += 1
+        NOW["step"] = step
+        return 1 / (1 + self.calls / 100)
+
+
+@pytest.mark.filterwarnings("ignore:.*one seed after the other", "ignore:.*(goes on without it|are not replayed)")
+def test_a_schedule_that_counts_is_set_back_with_training():
+    ours, plain = Counting(), Counting()
+    losses = [
+        train(Late, make_data(), seeds, steps=200, batch_size=10, schedule=schedule)["train_loss"][:, -1]
+        for seeds, schedule in ((3, ours), ([2], plain))
+    ]
+    assert ours.calls == 200
+    np.testing.assert_allclose(losses[0][2], losses[1][0], rtol=1e-3)
+
+
 class Rhythm(nn.Module):
     """A loss with a term every 16 steps, by a helper of a helper."""
 

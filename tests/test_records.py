@@ -168,6 +168,11 @@ def test_a_row_that_fails_is_an_error_and_leaves_nothing(row, capsys):
     assert records.main([str(row)]) == 1
     assert "must be below 0.01" in capsys.readouterr().out and not row.with_suffix(".json").exists()
     assert records.main(["--validate", str(row)]) == 0
+    broken = row.with_name("broken.py")
+    broken.write_text(ROW.replace("torch.manual_seed(seed)", "assert seed"), encoding="utf-8")
+    assert records.main(["--validate", str(broken), str(row)]) == 1
+    output = capsys.readouterr().out
+    assert f"{broken}: failed, AssertionError" in output and "row: validation" in output
 
 
 @pytest.mark.parametrize(

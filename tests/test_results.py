@@ -138,6 +138,11 @@ def test_digest_ignores_comments_docstrings_and_layout_but_nothing_else():
     assert digest('x = "a # b"\n') != digest('x = "a"\n')
 
 
+def test_cells_with_magics_have_a_digest_and_so_have_lines_that_begin_with_an_operator():
+    found = {results.digest_source(source, ()) for source in ("x = (1\n     % 2)\n", "%time x\nx = 1\n", "x = 1\n")}
+    assert len(found) == 3
+
+
 PACKAGE = {
     "__init__.py": "from mnist1d.data import load\n",
     "data.py": "from mnist1d import utils\n\nSIZE = 5\n\ndef load():\n    return utils.fill(SIZE)\n\n"

@@ -205,8 +205,9 @@ def test_a_sweep_runs_on_a_dask_cluster_with_the_same_numbers(monkeypatch, data)
     def run(build, seeds):
         return train(build, data, seeds, steps=3, batch_size=50)
 
-    monkeypatch.setenv("JOBS", "2")
+    monkeypatch.setenv("JOBS", "1")
     expected = sweep(run, [Logistic, MLP], 2, chunk=1)
+    monkeypatch.setenv("JOBS", "2")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
@@ -214,6 +215,14 @@ def test_a_sweep_runs_on_a_dask_cluster_with_the_same_numbers(monkeypatch, data)
             results = sweep(run, [Logistic, MLP], 2, chunk=1)
     for name, history in expected.items():
         np.testing.assert_array_equal(results[name]["train_loss"], history["train_loss"])
+
+
+def test_results_without_an_entry_for_each_seed_are_named():
+    for made, entries in ((lambda seeds: 0.5, "1, 1"), (lambda seeds: np.zeros(3), "3, 3")):
+        message = rf"entries of run's results=\[{entries}\]: must be \[2, 1\], one for each"
+        with pytest.raises(SweepError, match=message):
+            sweep(lambda _, seeds, made=made: {"a": made(seeds)}, ["one"], 3, chunk=2)
+        assert "a" in sweep(lambda _, seeds, made=made: {"a": made(seeds)}, ["one"], 3)["one"]
 
 
 def test_threads_of_one_process_train_in_turn_with_the_same_numbers(monkeypatch, data):

@@ -109,6 +109,8 @@ def test_early_stopping_looks_at_the_validation_set_alone():
         "test_acc": np.array([[10, 20, 99, 30], [7, 99, 99, 99]]),
     }
     np.testing.assert_array_equal(early_stopped(history), [20, 7])
+    lists = {name: values.tolist() for name, values in history.items()}  # of a results file
+    np.testing.assert_array_equal(early_stopped(lists), [20, 7])
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from equal_work import bench_equal_work, make_published_activation
+from equal_work import bench_equal_work
 from mnist1d import get_dataset_args, make_dataset
 from mnist1d.models import MODELS
 from mnist1d.settings import get_device, get_jobs
 from mnist1d.training import sweep, train
-from notebooks import load_definitions
 
 ROOT = Path(__file__).resolve().parent.parent
 OLD = ROOT / "build" / "old"
@@ -114,46 +113,16 @@ def bench_trainer(steps):
     print(f"geometric mean over 5 and 10 seeds: {np.exp(np.mean(np.log(several))):.1f}x")
 
 
-def bench_metalearning(steps):
-    """Seconds of one meta-gradient of the activation notebook: by its table, and by its definition."""
-    notebook = load_definitions("metalearn_activation")
-    notebook["data"] = make_dataset()
-    activation = make_published_activation(notebook, 0)
-
-    def measure(tabulated, steps):
-        """Seconds of the second run: the first after the other way has freed its memory is slow."""
-        for _ in range(2):
-            start = time.perf_counter()
-            function = notebook["tabulate"](activation, frozen=False) if tabulated else activation
-            notebook["meta_gradient"](activation, function, 0, steps=steps)
-        return time.perf_counter() - start
-
-    plain, ours = np.median([(measure(False, steps), measure(True, steps)) for _ in range(3)], axis=0)
-    inner = notebook["INNER_STEPS"]
-    whole = measure(True, inner)
-    print(f"\nmeta-gradient through {steps} inner steps, seconds")
-    print(f"by the network {plain:.2f}, by table {ours:.4f}, ratio {plain / ours:.0f}x")
-    projected = plain * inner / steps  # run directly it would hold some 14 GB
-    print(
-        f"through {inner}: by the network {projected:.1f} (projected), by table {whole:.3f}, {projected / whole:.0f}x"
-    )
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("slugs", nargs="*", help="the rows of equal work of these notebooks alone")
     parser.add_argument("--steps", type=int, default=2000, help="training steps a measurement")
-    parser.add_argument("--inner-steps", type=int, default=60, help="steps of the unrolled inner loop")
     parser.add_argument("--publish", action="store_true", help="rows of equal work into figures/, for README")
     options = parser.parse_args()
     if not options.slugs:
         bench_generator()
         bench_trainer(options.steps)
     bench_equal_work(options.slugs, publish=options.publish)
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    if not options.slugs:
-        bench_metalearning(options.inner_steps)
     return 0
 
 

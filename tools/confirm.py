@@ -16,8 +16,7 @@ import subprocess
 import sys
 
 from agreement import read_numbers, read_results
-from mnist1d.results import code_digest
-from mnist1d.utils import open_for_rename
+from mnist1d.results import code_digest, write_json
 from run_notebooks import ROOT, list_slugs
 
 
@@ -69,9 +68,7 @@ def confirm(slug, old, new, profile):
     earlier = [*last.get("earlier", []), *([last["code"]] if last else [])]  # what rests on what
     confirmed = {"code": ours["code"], "profile": profile, "earlier": earlier}
     before = {"slug": results["slug"], "code": results["code"], "confirmed": confirmed}
-    with open_for_rename(path, "w") as file:
-        json.dump(before | {k: v for k, v in results.items() if k not in before}, file, indent=1)
-        file.write("\n")
+    write_json(path, before | {k: v for k, v in results.items() if k not in before})
     return True
 
 

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from mnist1d import make_dataset, reorder
+from mnist1d.claims import to_json
+from mnist1d.results import write_json
 from mnist1d.settings import get_jobs
 from mnist1d.training import sweep, train
-from mnist1d.utils import open_for_rename
 from notebooks import load_definitions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -261,15 +262,6 @@ def bench_equal_work(slugs=None, root=ROOT, publish=False):
         known[slug] = r = measure(slug, ROWS[slug])
         minutes = f"{r['plain_minutes']:.2g} / {r['ours_minutes']:.2g}"
         print(f"{slug:22s}{r['plain_ms']:10.3f}{r['ours_ms']:10.3f}{r['ratio']:7.1f}x{minutes:>28s}", flush=True)
-        with open_for_rename(path, "w") as file:
-            json.dump(
-                {
-                    slug: {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in r.items()}
-                    for slug, r in sorted(known.items())
-                },
-                file,
-                indent=1,
-            )
-            file.write("\n")
+        write_json(path, to_json(dict(sorted(known.items()))))
     ratios = [r["ratio"] for r in known.values()]
     print(f"geometric mean over {len(ratios)} notebooks: {np.exp(np.mean(np.log(ratios))):.1f}x")

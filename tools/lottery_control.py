@@ -5,7 +5,6 @@ interrupted run goes on from its last round. Writes `figures/lottery_control.jso
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import torch
 
 from mnist1d import make_dataset, reorder
 from mnist1d.figures import COLORS, DOUBLE, STYLE, label_panels
-from mnist1d.results import code_digest
+from mnist1d.results import code_digest, write_json
 from mnist1d.settings import get_device
 from mnist1d.training import Stack, accuracy, batches, split_tensors
 from mnist1d.utils import open_for_rename
@@ -129,8 +128,7 @@ def main(arguments=None):
     curves = train_curves(nb, a.seed, state["ticket"], a.curve_steps, a.curve_batch)
     results = {"settings": {k: v for k, v in vars(a).items() if isinstance(v, int)}, "acc": state["acc"],
                "search_seconds": state["seconds"], "curves": curves}  # fmt: skip
-    with open_for_rename(a.output / "lottery_control.json", "w") as file:
-        json.dump(results, file, indent=1)
+    write_json(a.output / "lottery_control.json", results)
     with open_for_rename(a.output / "lottery_control.png") as file:
         draw(state["acc"], curves, 100).savefig(file, format="png", metadata={"Software": None})
 

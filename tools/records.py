@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from scipy import stats
 
-from mnist1d import make_dataset
-from mnist1d.claims import confidence_interval
+from mnist1d import make_dataset, to_torch
+from mnist1d.claims import confidence_interval, format_interval
+from mnist1d.results import write_json
 from mnist1d.utils import open_for_rename
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,11 +31,11 @@ TARGETS = (94, 96, 98)  # percent: the paper's CNN, its human, and more
 def load_splits(validate):
     """Training and evaluation examples as tensors: (x, y), (x, y)."""
     data = make_dataset()
-    x, y = torch.tensor(data["x"], dtype=torch.float32), torch.tensor(data["y"])
+    x, y = to_torch(data).tensors
     if validate:
         held = torch.arange(len(x)) % 5 == 0
         return (x[~held], y[~held]), (x[held], y[held])
-    return (x, y), (torch.tensor(data["x_test"], dtype=torch.float32), torch.tensor(data["y_test"]))
+    return (x, y), to_torch(data, "test").tensors
 
 
 def read_row(path):
@@ -94,8 +95,7 @@ def write_table(folder):
     sources = {path.stem: digest(path) for path in folder.glob("*.py")}
     found = [(row, name) for row, name in found if row["code"] == sources.get(name)]
     for row, name in sorted(found, key=lambda item: (item[0]["target"], np.mean(item[0]["seconds"]))):
-        mean, low, high = confidence_interval(row["accuracy"])
-        accuracy = f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+        accuracy = format_interval(row["accuracy"], ".2f")
         cells = row["target"], f"[{name}]({name}.py)", f"{np.mean(row['seconds']):.2f}", accuracy, len(row["accuracy"])
         rows.append([str(cell) for cell in cells])
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
@@ -124,7 +124,12 @@ def main(arguments=None):
                 write_table(path.parent)
             continue
         target = definitions["TARGET"]
-        accuracy, seconds = measure(definitions, path.name, range(options.seeds), train, test)
+        try:
+            accuracy, seconds = measure(definitions, path.name, range(options.seeds), train, test)
+        except Exception as error:  # of the row's own code: the other rows are checked all the same
+            print(f"{path}: failed, {type(error).__name__}: {error}", flush=True)
+            refused = True
+            continue
         mean, low, high = confidence_interval(accuracy)
         reason = judge(target, accuracy)
         failed |= bool(reason)
@@ -137,9 +142,7 @@ def main(arguments=None):
         if not options.validate and not reason:
             row = {"code": code, "target": target, "accuracy": accuracy.tolist(), "seconds": seconds.tolist()}
             if is_record(path):
-                with open_for_rename(path.with_suffix(".json"), "w") as file:
-                    json.dump(row, file, indent=1)
-                    file.write("\n")
+                write_json(path.with_suffix(".json"), row)
             else:
                 print(f"{path} lies outside of records/: nothing is written")
         if not options.validate and is_record(path):

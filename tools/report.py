@@ -19,7 +19,7 @@ from scipy import stats
 
 from mnist1d.claims import CLAIMS, SYMBOLS, digest_cell, format_measured, read_bound, to_json
 from mnist1d.figures import STYLE
-from mnist1d.results import code_digest
+from mnist1d.results import code_digest, write_json
 from mnist1d.utils import open_for_rename
 from notebooks import load_definitions, read_notebook
 
@@ -122,9 +122,7 @@ def write_parameters(root):
             knobs = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in read_parameters(slug).items()]
             lines.append(f" {json.dumps(slug)}: {{\n" + ",\n".join(knobs) + "\n }")
         file.write("{\n" + ",\n".join(lines) + "\n}\n")
-    with open_for_rename(root / "mnist1d" / "published_cells.json", "w") as file:
-        json.dump({slug: list_cells(slug) for slug in sorted(FIGURES)}, file, indent=1)
-        file.write("\n")
+    write_json(root / "mnist1d" / "published_cells.json", {slug: list_cells(slug) for slug in sorted(FIGURES)})
 
 
 def collect_replication(root):
@@ -141,9 +139,7 @@ def collect_replication(root):
         second = get_verdicts({slug: r})
         r["verdicts"] = {i: {"first": first.get(i, "not measured"), "second": verdict} for i, verdict in second.items()}
     if replication:
-        with open_for_rename(target, "w") as file:
-            json.dump(replication, file, indent=1)
-            file.write("\n")
+        write_json(target, replication)
     return found
 
 

@@ -38,7 +38,7 @@ from kernels import Guard, Interrupted, execute
 from mnist1d import settings
 from mnist1d.claims import digest_cell
 from mnist1d.images import CIFAR10_SHA256, MNIST_SHA256, find_data
-from mnist1d.results import code_digest, read_processor
+from mnist1d.results import code_digest, read_processor, read_versions
 from mnist1d.utils import open_for_rename
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -118,19 +118,18 @@ def find_device():
 
 def describe(slug, run):
     """What decides the numbers of a notebook here: its code and images, this environment and the way it is run."""
-    packages = ("torch", "numpy", "scipy", "scikit-learn", "matplotlib")
     return {
         "code": code_digest(slug, run.root),
         "images": find_images(slug, run),
         "profile": run.profile,
         "offset": run.offset,
         "device": find_device(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "versions": read_versions(),
     }
 
 
 def find_parts(slug, run, before):
-    """The folder of what a notebook's sweeps have ended; another one where anything but code decides otherwise.
+    """The folder of what a notebook's sweeps have ended, named after all that decides numbers but for the code.
 
     "" where nothing is kept: other profiles are short, and images that are missing may be fetched during the run.
     """

@@ -26,7 +26,7 @@ __all__ = [
     "freeze_module", "freeze_tensors", "get_python_random", "has_forward_hooks", "has_hooks", "holds_parameters",
     "identify", "is_close", "is_library", "keep_attributes", "keep_function", "keep_random_state",
     "list_attributes", "list_globals", "list_held", "list_modules", "list_names", "list_unshared", "list_watched",
-    "names_autograd", "reads_iterator", "set_python_random",
+    "names_autograd", "reads_iterator", "remember_function", "set_python_random",
 ]  # fmt: skip
 
 INTERNAL = frozenset(vars(nn.Module()))
@@ -312,9 +312,8 @@ def keep_attributes(modules):
         restore()
 
 
-@contextmanager
-def keep_function(function):
-    """Leave what a loss counts or remembers as it was: in attributes, modules, and what it and its helpers read."""
+def remember_function(function):
+    """What gives back what a loss or a schedule counts or remembers: in attributes, modules, what its helpers read."""
     modules = list_modules(function)
     held = []
     while isinstance(function, (functools.partial, types.MethodType)):
@@ -341,9 +340,8 @@ def keep_function(function):
                 places += [(owner, name, value) for name, value in found.items()]
                 held += found.values()
     restores = _keep_contents([*modules, *held], {})
-    try:
-        yield
-    finally:
+
+    def restore():
         for cell, value in cells:
             if cell.cell_contents is not value:
                 cell.cell_contents = value
@@ -353,8 +351,20 @@ def keep_function(function):
         for owner, name, value in places:
             if vars(owner).get(name) is not value:
                 setattr(owner, name, value)
-        for restore in restores:
-            restore()
+        for give_back in restores:
+            give_back()
+
+    return restore
+
+
+@contextmanager
+def keep_function(function):
+    """Leave what a loss or a schedule counts or remembers as it was."""
+    restore = remember_function(function)
+    try:
+        yield
+    finally:
+        restore()
 
 
 def _freeze(value, seen=None):
