@@ -21,8 +21,8 @@ for name in ("MNIST1D_OUTPUT", "MNIST1D_SEED_OFFSET"):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers():
-    """As many workers as cores that this process may use; each needs up to 1 GiB."""
-    return min(joblib.cpu_count(), 16)
+    """One more than the cores that this process may use, as many tests wait for processes of their own; 1 GiB each."""
+    return min(joblib.cpu_count() + 1, 16)
 
 
 def pytest_collection_modifyitems(items):

@@ -21,11 +21,6 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("tests")
 
 
-def pytest_xdist_auto_num_workers():
-    """One more than there are cores, for many tests wait for processes that they have started."""
-    return os.cpu_count() + 1
-
-
 @pytest.fixture
 def notebook():
     """``notebook(slug, **knobs)``: what a notebook imports and defines, without running its experiments."""

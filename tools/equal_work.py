@@ -59,7 +59,7 @@ def make_shuffled(notebook):
 
 def run_all(notebook, seeds, steps):
     for build in notebook["MODELS"].values():
-        train(build, notebook["data"], seeds, steps=steps, eval_every=steps)
+        train(build, notebook["data"], seeds, steps=steps, eval_every=None)
 
 
 def draw_noisy(notebook):
@@ -83,7 +83,7 @@ def descend(notebook, seeds, steps):
     options = {"order": "shuffled", "optimizer": "sgd", "learning_rate": 1e-2, "momentum": 0.9}
     for kind, size in DESCENT:
         train(lambda kind=kind, size=size: build_size(notebook, kind, size), notebook["data"], seeds, steps=steps,
-              eval_every=steps, **options)  # fmt: skip
+              eval_every=None, **options)  # fmt: skip
 
 
 def prepare_pooling(notebook):

@@ -31,7 +31,7 @@ def measure_losses(build, data, **environment):
     """Losses [seed] after a short training under some settings, and its seconds."""
     os.environ.update(environment)
     start = time.perf_counter()
-    losses = train(build, data, SEEDS, steps=STEPS, eval_every=STEPS)["train_loss"][:, -1]
+    losses = train(build, data, SEEDS, steps=STEPS, eval_every=None)["train_loss"][:, -1]
     return np.asarray(losses), time.perf_counter() - start
 
 
