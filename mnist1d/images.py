@@ -40,8 +40,12 @@ CONTENT_SHA256 = {
 CIFAR10_MIRRORS = ["https://www.cs.toronto.edu/~kriz/"]
 CIFAR10_SHA256 = {"cifar-10-binary.tar.gz": "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"}
 SILENCE = 5  # seconds without a byte, after which a mirror is given up
+PAUSE = 60  # seconds in which a mirror that has failed is not asked again: a sweep loads images for every task
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 MOST = 100_000  # images a split of a file that somebody put there
+
+
+_failed = {}  # mirror: until when it is not asked
 
 
 def _cache():
@@ -113,6 +117,9 @@ def _fetch(files, mirrors, seconds, archive):
                     del found[name]
                     warnings.warn(f"{path} is damaged; another is looked for", stacklevel=3)
     for mirror in mirrors:
+        if time.monotonic() < _failed.get(mirror, -math.inf):
+            reasons.append(f"{mirror} has just failed")
+            continue
         deadline = time.monotonic() + seconds
         try:
             for name in [name for name in files if name not in found]:
@@ -127,6 +134,7 @@ def _fetch(files, mirrors, seconds, archive):
                     warnings.warn(f"{name} cannot be kept in the cache ({error})", stacklevel=3)
         except OSError as error:
             reasons.append(f"{mirror}: {error}")
+            _failed[mirror] = time.monotonic() + PAUSE
     if len(found) < len(files):
         raise OSError("; ".join(reasons))
     return [found[name] for name in files]
@@ -189,13 +197,6 @@ def _read_idx(content):
     return array.copy() if array.ndim > 1 else array.astype(np.int64)
 
 
-@functools.lru_cache(maxsize=1)
-def _load_digits():
-    from sklearn.datasets import load_digits
-
-    return load_digits()
-
-
 def load_mnist() -> dict[str, np.ndarray | str]:
     """MNIST, from ``mnist.npz`` or the four original files in the folder MNIST1D_DATA, the cache, or a mirror.
 
@@ -219,7 +220,9 @@ def load_mnist() -> dict[str, np.ndarray | str]:
         return {**dict(zip(KEYS, map(_read_idx, files), strict=True)), "name": "MNIST"}
     except OSError as error:
         warnings.warn(f"MNIST could not be fetched; 8x8 digits take its place ({error})", stacklevel=2)
-    digits = _load_digits()
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
     x = np.round(digits.images * 255 / 16).astype(np.uint8).repeat(3, 1).repeat(3, 2)
     x, y = np.pad(x, ((0, 0), (2, 2), (2, 2))), digits.target.astype(np.int64)
     return {"x_train": x[:1500], "y_train": y[:1500], "x_test": x[1500:], "y_test": y[1500:], "name": "8x8 digits"}

@@ -103,6 +103,7 @@ def files(tiny, monkeypatch, tmp_path):
     sums = {name: hashlib.sha256(c).hexdigest() for name, c in content.items()}
     monkeypatch.setattr(images, "MNIST_SHA256", sums)
     monkeypatch.setattr(images, "SILENCE", 0.4)
+    monkeypatch.setattr(images, "_failed", {})
     monkeypatch.delenv("MNIST1D_DATA", raising=False)
     monkeypatch.setattr(images.platformdirs, "user_cache_dir", lambda name: str(tmp_path / "cache"))
     for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
@@ -360,6 +361,19 @@ def test_the_second_mirror_serves_when_the_first_is_bad(files, tiny, manner, mak
     assert_equal(images.load_mnist(), tiny)
     assert len(bad.asked) == 1  # a mirror that failed once is asked no more
     assert good.asked == list(files)
+
+
+def test_a_mirror_that_has_failed_is_asked_again_after_a_pause(files, tiny, make_mirror, monkeypatch):
+    """So that a sweep behind a wall, which loads images for every task, does not wait for each."""
+    mirror = make_mirror(files, "fails")
+    use(monkeypatch, mirror)
+    for reason in ("503", "has just failed"):
+        with pytest.warns(UserWarning, match=f"could not be fetched.*{reason}"):
+            images.load_mnist()
+    assert len(mirror.asked) == 1
+    mirror.manner = "works"
+    monkeypatch.setattr(images.time, "monotonic", lambda now=time.monotonic: now() + images.PAUSE)
+    assert_equal(images.load_mnist(), tiny)
 
 
 def test_a_mirror_that_drips_has_a_time_limit(files, make_mirror):
