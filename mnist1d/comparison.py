@@ -43,7 +43,7 @@ __all__ = ["Comparison", "Comparisons", "compare", "judge_difference"]
 FIRST_TUNING_SEED = 1_000_000
 MOST_SEEDS = 10_000  # beyond this no number of seeds is worth naming
 POWER = 0.8  # chance that the number of seeds which is named decides
-CACHE_FORMAT = 3
+CACHE_FORMAT = 4
 LARGE = 50_000  # parameters; several such models at once leave a processor's cache, and take longer than in turn
 
 
@@ -315,7 +315,7 @@ def _make_cache(folder):
 
 def _remember(folder, key, compute):
     """What `compute()` returns, lists and numbers; from the folder's file of this key if there is a sound one."""
-    digest = hashlib.sha256(f"{CACHE_FORMAT} {key}".encode()).hexdigest()[:24]
+    digest = hashlib.sha256(f"{CACHE_FORMAT} {torch.__version__} {key}".encode()).hexdigest()[:24]
     path = folder / f"{digest}.json" if folder else None
     if path and path.is_file():
         try:
@@ -370,7 +370,8 @@ def _measure(arm, data, seeds, splits, rates=None):
             warnings.filterwarnings("ignore", ".*diverged")  # said by the arm's name, or the choice's loss
             stack, history = _train(arm, data, seeds[i : i + size], rates and rates[i : i + size])
         used += time.thread_time() - start
-        finite = torch.stack([p.detach().reshape(len(p), -1).isfinite().all(1) for p in stack.params.values()]).all(0)
+        trained = [p.detach().reshape(len(p), -1) for p in stack.params.values() if p.requires_grad]
+        finite = torch.stack([p.isfinite().all(1) for p in trained]).all(0)
         scored = np.array([_score(stack, x, y) for x, y in splits])  # [split, seed], percent
         lost = ~(finite.cpu().numpy() & np.isfinite(history["train_loss"][:, -1]) & np.isfinite(scored).all(0))
         diverged += lost.tolist()

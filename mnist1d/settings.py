@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "KEEP_MEMORY", "earlier_seconds", "find_root", "get_device", "get_jobs", "is_seed", "measure_peak_memory",
-    "note_peak_memory", "note_seconds", "output_folder", "pick", "profile", "seconds", "seed_offset", "shift_seeds",
-    "start_clock",
+    "KEEP_MEMORY", "earlier_seconds", "find_device", "find_root", "get_device", "get_jobs", "is_seed",
+    "measure_peak_memory", "note_peak_memory", "note_seconds", "output_folder", "pick", "profile", "seconds",
+    "seed_offset", "shift_seeds", "start_clock",
 ]  # fmt: skip
 
 PROFILES = ("paper", "quick", "smoke")
@@ -147,13 +147,20 @@ def get_device() -> "torch.device":
     import torch
 
     value = os.environ.get("MNIST1D_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    return find_device(value, "MNIST1D_DEVICE")
+
+
+def find_device(value: "str | torch.device", name: str = "device") -> "torch.device":
+    """A device of torch's that this machine has; a ValueError that names the argument where there is none."""
+    import torch
+
     try:
         device = torch.device(value)
-    except RuntimeError as error:
-        raise ValueError(f"MNIST1D_DEVICE={value!r}: must be a device such as cpu, cuda or cuda:1") from error
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{name}={value!r}: must be a device such as cpu, cuda or cuda:1") from error
     kind = getattr(torch, device.type, None)  # torch.cpu, torch.cuda, torch.mps ...
     if hasattr(kind, "device_count") and (device.index or 0) >= kind.device_count():
-        raise ValueError(f"MNIST1D_DEVICE={value!r}: must be a device of this machine; torch finds no such one")
+        raise ValueError(f"{name}={value!r}: must be a device of this machine; torch finds no such one")
     return device
 
 

@@ -8,7 +8,7 @@ A signal is an array (length,) or (length, channels); positions run along its fi
 """
 
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,7 @@ def list_seeds(seeds: int | Sequence[int]) -> list[int]:
     rule = "an integer of at least 1, or a sequence of integers from 0 to 2**32 - 1"
     if isinstance(seeds, numbers.Integral):
         return list(range(check_integer(seeds, "seeds", 1, 2**32 - 1, rule)))
-    require(isinstance(seeds, Iterable) and not isinstance(seeds, (str, bytes)), "seeds", seeds, rule)
+    require(isinstance(seeds, Iterable) and not isinstance(seeds, (str, bytes, Set, Mapping)), "seeds", seeds, rule)
     seeds = list(np.atleast_1d(seeds) if isinstance(seeds, np.ndarray) else seeds)
     good = [isinstance(s, numbers.Integral) and not isinstance(s, bool) and 0 <= s < 2**32 for s in seeds]
     require(bool(seeds) and all(good), "seeds", seeds, rule)

@@ -749,6 +749,7 @@ def test_evaluation_leaves_containers_generators_and_late_buffers_alone(data, bu
     check(build, data)
 
 
+@pytest.mark.filterwarnings("ignore:.*what it holds besides parameters and buffers differs between seeds")
 def test_every_function_that_is_evaluated_is_compared(data):
     class Probed(nn.Linear):
         def __init__(self):

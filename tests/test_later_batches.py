@@ -455,6 +455,7 @@ def test_truth_values_stay():
     assert x.dtype == y.dtype == torch.bool
 
 
+@pytest.mark.filterwarnings("ignore:.*what it holds besides parameters and buffers differs between seeds")
 def test_a_function_is_known_by_its_defaults_and_its_owner():
     def build():
         model = Base()

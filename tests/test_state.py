@@ -1,5 +1,6 @@
 """What a module holds, changes or shares behind a stack's back: numbers are a plain loop's, or the error is clear."""
 
+import copy
 import itertools
 from collections import deque
 
@@ -203,6 +204,9 @@ def test_memory_that_two_tensors_share_is_refused():
         Stack(base(Base.between, lambda self: setattr(self, "wt", self.first.weight.t())), [0])
     tied = base(Base.between, lambda self: setattr(self, "again", self.last))  # one tensor, two names
     compare(tied, 2)
+    stack = Stack(tied, [0, 1])
+    stack.backward(*draw_batches(2, 1)[0])
+    assert copy.deepcopy(stack).stacked  # nothing of a pass is left in it
     halves = torch.zeros(16)
 
     def split(self):

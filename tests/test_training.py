@@ -133,6 +133,16 @@ def test_early_stopping_looks_at_the_validation_set_alone():
         ({"clip": -1.0}, "clip=-1.0: must be None or a number above 0"),
         ({"schedule": 0.5}, "schedule=0.5: must be callable"),
         ({"loss": "mse"}, "loss='mse': must be callable"),
+        ({"seeds": {3, 1}}, r"seeds=\{1, 3\}: must be"),
+        ({"learning_rate": [None]}, r"learning_rate=\[None\]: must be a number"),
+        ({"weight_decay": "0.1"}, "weight_decay='0.1': must be a number"),
+        ({"momentum": "x", "optimizer": "sgd"}, "momentum='x': must be a number"),
+        ({"schedule": lambda step: None}, r"schedule\(0\)=None: must be a number"),
+        ({"replay": "no"}, "replay='no': must be True, False or None"),
+        ({"state": [1]}, "state=list: must be a dict"),
+        ({"optimizer": torch.optim.SGD([torch.zeros(1)])}, "optimizer: is a SGD; must be what makes one"),
+        ({"device": "gpu"}, "device='gpu': must be a device such as"),
+        ({"device": "cuda:99"}, "device='cuda:99': must be a device of this machine"),
     ],
 )
 def test_bad_options_are_named(data, options, message):
@@ -149,6 +159,8 @@ def test_bad_options_are_named(data, options, message):
         (lambda d: {**d, "y": d["y"][:-1]}, "lengths of x, y=.*must be equal"),
         (lambda d: [d["x"], d["y"]], "data='list': must be a dict"),
         (lambda d: None, "data='NoneType': must be a dict"),
+        (lambda d: {**d, "x": d["x"].astype(np.longdouble)}, "types of x=.*must be numbers of 64 bits at most"),
+        (lambda d: {**d, "y": np.eye(10, dtype=int)[d["y"]]}, r"y='integers \[example, class\]': must be numbers of"),
     ],
 )
 def test_bad_data_are_named(data, change, message):
@@ -174,6 +186,16 @@ def test_arrays_that_are_views_from_right_to_left_are_taken(data):
     flipped = {name: value[:, ::-1] if name[0] == "x" else value for name, value in data.items()}
     copied = {name: np.array(value) for name, value in flipped.items()}
     np.testing.assert_array_equal(*(train(MLP, d, 2, steps=3)["train_loss"] for d in (flipped, copied)))
+
+
+def test_arrays_of_the_other_byte_order_are_taken(data):
+    turned = {name: value.astype(value.dtype.newbyteorder()) for name, value in data.items() if name[0] in "xy"}
+    np.testing.assert_array_equal(*(train(MLP, d, 2, steps=3)["train_loss"] for d in (turned, data)))
+
+
+def test_training_where_no_gradients_are_computed_is_named(data):
+    with torch.no_grad(), pytest.raises(ValueError, match=r"backward: called under torch.no_grad\(\); must be"):
+        train(MLP, data, 2, steps=3)
 
 
 def test_arrays_that_cannot_be_written_are_taken_without_a_warning():

@@ -9,7 +9,7 @@ import sys
 import types
 import weakref
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,10 +23,10 @@ from torch.overrides import TorchFunctionMode
 
 __all__ = [
     "Finder", "copy_module", "encloses_itself", "find_shared_memory", "freeze_function", "freeze_held",
-    "freeze_module", "freeze_tensors", "get_python_random", "has_forward_hooks", "has_hooks", "holds_parameters",
-    "identify", "is_close", "is_library", "keep_attributes", "keep_function", "keep_random_state",
-    "list_attributes", "list_globals", "list_held", "list_modules", "list_names", "list_unshared", "list_watched",
-    "names_autograd", "reads_iterator", "remember_function", "set_python_random",
+    "freeze_module", "freeze_tensors", "get_python_random", "has_forward_hooks", "has_hooks", "hold_alike",
+    "holds_parameters", "identify", "is_answer_close", "is_close", "is_library", "keep_attributes", "keep_function",
+    "keep_random_state", "keep_slots", "list_attributes", "list_globals", "list_held", "list_modules", "list_names",
+    "list_unshared", "list_watched", "names_autograd", "reads_iterator", "remember_function", "set_python_random",
 ]  # fmt: skip
 
 INTERNAL = frozenset(vars(nn.Module()))
@@ -112,6 +112,19 @@ def _mirror(tensor, copied):
     return copied
 
 
+@contextmanager
+def keep_slots(module):
+    """Of parts with two names leave the parameters and buffers in place: `functional_call` would not."""
+    parts = Counter(part for _, part in module.named_modules(remove_duplicate=False))
+    slots = [slot for part, n in parts.items() if n > 1 for slot in (part._parameters, part._buffers)]
+    held = [dict(slot) for slot in slots]
+    try:
+        yield
+    finally:
+        for slot, own in zip(slots, held, strict=True):
+            slot.update(own)
+
+
 def encloses_itself(module):
     """Whether a module holds a function that reaches it from within: a copy would call the original's."""
     own = {id(t) for part in module.modules() for t in (part, *vars(part).values(), *part._parameters.values())}
@@ -154,6 +167,77 @@ def _reaches(value, found, depth=6):
         return any(_reaches(v, found, depth - 1) for v in value)
     held = value.values() if isinstance(value, dict) else list_held(value)
     return any(_reaches(v, found, depth - 1) for v in held)
+
+
+def hold_alike(module, other):
+    """Whether two modules are equal in what they hold besides parameters and buffers: one stands for both."""
+    names, names_of_other = (
+        {id(t): name for named in (m.named_parameters, m.named_buffers) for name, t in named(remove_duplicate=False)}
+        for m in (module, other)
+    )
+    registered, seen = {id(part) for part in module.modules()}, set()
+
+    def are_alike(a, b, depth=20):
+        if a is b or not depth:
+            return True
+        if isinstance(a, torch.Tensor):
+            if id(a) in names or id(b) in names_of_other:
+                return names.get(id(a)) == names_of_other.get(id(b))
+            return a.grad_fn is not None or _have_same_numbers(a, b)  # if not made of parameters, anew at every call
+        if isinstance(a, SIMPLE):
+            return a == b or (a != a and b != b)
+        if (id(a), id(b)) in seen:
+            return True
+        seen.add((id(a), id(b)))
+        if isinstance(a, nn.Module):
+            if id(a) not in registered and not are_all_alike(a.state_dict().values(), b.state_dict().values(), depth):
+                return False
+            parts = zip(a.modules(), b.modules(), strict=False)
+            return all(are_all_alike(*map(list_own, pair), depth) for pair in parts)
+        if isinstance(a, type):
+            return a.__qualname__ == b.__qualname__
+        if isinstance(a, np.ndarray):
+            if (a.shape, a.dtype) != (b.shape, b.dtype) or not a.dtype.hasobject:
+                return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+            return are_all_alike(a.ravel(), b.ravel(), depth)
+        if isinstance(a, dict):
+            return are_all_alike(a, b, depth) and are_all_alike(a.values(), b.values(), depth)
+        if isinstance(a, (list, tuple, deque)):
+            return are_all_alike(a, b, depth)
+        if isinstance(a, types.FunctionType):
+            held = ([*_read_cells(f), f.__defaults__, f.__kwdefaults__, vars(f)] for f in (a, b))
+            return a.__code__ == b.__code__ and are_all_alike(*held, depth)
+        if isinstance(a, functools.partial):
+            return are_all_alike(*([p.func, p.args, p.keywords] for p in (a, b)), depth)
+        if isinstance(a, types.MethodType):
+            return are_all_alike(*([m.__func__, m.__self__] for m in (a, b)), depth)
+        if isinstance(a, torch.Generator):
+            return torch.equal(a.get_state(), b.get_state())
+        if isinstance(a, np.random.Generator):
+            return repr(a.bit_generator.state) == repr(b.bit_generator.state)
+        if isinstance(a, random.Random):
+            return a.getstate() == b.getstate()
+        if isinstance(a, (set, frozenset)):
+            simple, others = ({v for v in values if isinstance(v, SIMPLE)} for values in (a, b))
+            return len(a) == len(b) and simple == others
+        return isinstance(a, types.BuiltinFunctionType) or are_all_alike(list_held(a), list_held(b), depth)
+
+    def list_own(part):
+        return [value for name, value in vars(part).items() if name not in INTERNAL]
+
+    def are_all_alike(all_a, all_b, depth):
+        pairs = list(zip(all_a, all_b, strict=False))
+        is_kind = all(type(a) is type(b) or isinstance(a, (nn.Module, type)) for a, b in pairs)
+        return len(all_a) == len(all_b) and is_kind and all(are_alike(a, b, depth - 1) for a, b in pairs)
+
+    return are_alike(module, other)
+
+
+def _have_same_numbers(a, b):
+    try:
+        return a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, 0, 0, equal_nan=True)
+    except RuntimeError:  # sparse ones, say
+        return False
 
 
 def holds_parameters(module):
@@ -706,12 +790,15 @@ def has_hooks(module):
     """Whether hooks of a module or of its parameters wait for gradients."""
     hooks = [h for part in module.modules() for h in (part._backward_hooks, part._backward_pre_hooks)]
     hooks += [h for p in module.parameters() for h in (p._backward_hooks, p._post_accumulate_grad_hooks)]
+    hooks += [nn.modules.module._global_backward_hooks, nn.modules.module._global_backward_pre_hooks]
     return any(hooks)
 
 
 def has_forward_hooks(module):
-    """Whether somebody's hooks, none of torch's own, wait for forward passes."""
-    hooks = [h for part in module.modules() for h in (*part._forward_hooks.values(), *part._forward_pre_hooks.values())]
+    """Whether somebody's hooks, none of torch's own, wait for forward passes, of these modules or of all."""
+    places = [d for part in module.modules() for d in (part._forward_hooks, part._forward_pre_hooks)]
+    places += [nn.modules.module._global_forward_hooks, nn.modules.module._global_forward_pre_hooks]
+    hooks = [hook for place in places for hook in place.values()]
     owners = [getattr(h, "__module__", None) or type(h).__module__ for h in hooks]
     return any(owner.partition(".")[0] != "torch" for owner in owners)
 
@@ -754,3 +841,9 @@ def is_close(ours, plain, scale=None, times=1):
     largest = torch.maximum(largest, scale) if scale is not None else largest
     difference = torch.where(finite, ours - plain, 0).abs().reshape(len(plain), -1)
     return bool((difference <= times * tolerance * largest[:, None] + 1e-30).all())
+
+
+def is_answer_close(ours, plain):
+    """The same of what models answer. In logits a huge number, which masks a class, would hide what the others say."""
+    are_logits = plain.is_floating_point() and plain.ndim > 1 and plain.shape[-1] > 1
+    return is_close(ours, plain) and (not are_logits or is_close(ours.softmax(-1), plain.softmax(-1)))

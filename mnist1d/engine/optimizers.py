@@ -7,6 +7,7 @@ import weakref
 
 import numpy as np
 import torch
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 __all__ = ["Optimizers"]
 
@@ -24,8 +25,9 @@ def _count_holders(optimizer):
 
 
 def _is_unhooked(optimizer):
-    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
-    return not (hooks or "step" in vars(optimizer))
+    of_all = _global_optimizer_pre_hooks, _global_optimizer_post_hooks
+    hooks = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
+    return not (any((*of_all, *hooks)) or "step" in vars(optimizer))
 
 
 class Optimizers:
@@ -44,8 +46,14 @@ class Optimizers:
 
     def __init__(self, modules, params, optimizer, learning_rate, momentum, weight_decay, random_of):
         rates = learning_rate if np.ndim(learning_rate) else [learning_rate]
-        if not all(rate is None or isinstance(rate, numbers.Real | torch.Tensor) for rate in rates):
+        is_one = learning_rate is None or not np.ndim(learning_rate)
+        if not all((rate is None and is_one) or isinstance(rate, numbers.Real | torch.Tensor) for rate in rates):
             raise ValueError(f"learning_rate={learning_rate!r}: must be a number, or one for each seed")
+        for name, value in (("momentum", momentum), ("weight_decay", weight_decay)):
+            if not isinstance(value, numbers.Real | torch.Tensor | None):
+                raise ValueError(f"{name}={value!r}: must be a number, one for all seeds")
+        if isinstance(optimizer, torch.optim.Optimizer):
+            raise ValueError(f"optimizer: is a {type(optimizer).__name__}; must be what makes one, the class say")
         if np.ndim(learning_rate) and len(learning_rate) != len(modules):
             raise ValueError(f"learning_rate: {len(learning_rate)} rates for {len(modules)} seeds; must be one each")
         if not callable(optimizer) and optimizer not in ("adam", "sgd"):

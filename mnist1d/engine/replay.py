@@ -27,7 +27,8 @@ WITHOUT_OUT = {
 COPIES = {aten.clone.default, aten._to_copy.default}
 UNKNOWN_SHAPE = torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output
 VALUE_READS = {"numpy", "tolist", "item", "__array__", "__bool__", "__float__", "__int__", "__index__", "__complex__"}
-VALUE_READS |= {"__dlpack__"}
+VALUE_READS |= {"__dlpack__", "__repr__", "__format__", "tensor_split"}
+FROM_VALUES = {"tensor", "as_tensor", "asarray", "new_tensor", "new"}  # read tensors in the lists that they are given
 
 
 class RefusedError(RuntimeError):
@@ -38,8 +39,10 @@ class _Reads(TorchFunctionMode):
     """Refuse what takes numbers out of torch: a recording would hold them for ever."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if getattr(function, "__name__", "") in VALUE_READS:
-            raise RefusedError(f"it reads the value of a tensor ({function.__name__})")
+        name = getattr(function, "__name__", "")
+        lists = [value for value in (*args, *(kwargs or {}).values()) if not isinstance(value, torch.Tensor)]
+        if name in VALUE_READS or (name in FROM_VALUES and _get_tensors(lists)):
+            raise RefusedError(f"it reads the value of a tensor ({name})")
         return function(*args, **(kwargs or {}))
 
 

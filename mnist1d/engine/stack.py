@@ -11,6 +11,7 @@ import operator
 import os
 import random
 import warnings
+from collections.abc import Mapping
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -32,12 +33,15 @@ from mnist1d.engine.checks import (
     get_python_random,
     has_forward_hooks,
     has_hooks,
+    hold_alike,
     holds_parameters,
     identify,
+    is_answer_close,
     is_close,
     keep_attributes,
     keep_function,
     keep_random_state,
+    keep_slots,
     list_attributes,
     list_modules,
     list_unshared,
@@ -167,6 +171,10 @@ class Stack:
             raise ValueError(f"loss={objective or loss!r}: must be a function or an instance, not a class")
         if not callable(objective or loss):
             raise ValueError(f"loss={objective or loss!r}: must be callable, as F.cross_entropy is")
+        if replay not in (None, True, False):
+            raise ValueError(f"replay={replay!r}: must be True, False or None")
+        if not isinstance(state or {}, Mapping):
+            raise ValueError(f"state={type(state).__name__}: must be a dict of name to tensor")
         self.loss, self.objective = loss, objective
         self.modules, self._rng, self._python_rng = [], [], []
         with keep_random_state():
@@ -495,7 +503,7 @@ class Stack:
             out = functional_call(_Objective(self._template, function), state, batch)
             return out, {name: state[f"module.{name}"] for name in buffers}
 
-        with swapped(self._layers), warnings.catch_warnings():
+        with keep_slots(self._template), swapped(self._layers), warnings.catch_warnings():
             warnings.filterwarnings(
                 "ignore", "There is a performance drop", UserWarning
             )  # vmap's, of a loop of its own
@@ -638,6 +646,8 @@ class Stack:
             reason = "it has hooks on gradients"
         elif has_forward_hooks(module):
             reason = "it has hooks"
+        elif not all(hold_alike(module, other) for other in self.modules[1:]):
+            reason = "what it holds besides parameters and buffers differs between seeds"
         elif encloses_itself(module):
             reason = "it holds a function that encloses it, which a copy would share"
         else:
@@ -684,8 +694,8 @@ class Stack:
             is_near = self._agree(together, plain, self.buffers, after[0])
             is_single = any(p.dtype in SINGLE for p in self.params.values())
             may_lose = names_autograd(self._template, function) or holds_parameters(self.modules[0])  # a small term
-            if not is_near or (is_single and may_lose):
-                is_near = self._agree_in_double(batch, fresh, together, plain)
+            if not is_near or is_single:
+                is_near = self._agree_in_double(batch, fresh, together, plain, otherwise=is_near and not may_lose)
             same &= is_near
             same &= all(torch.equal(a, b) for a, b in zip(self._rng, after[1], strict=True))
             return "" if same else DIFFERENT
@@ -791,7 +801,7 @@ class Stack:
         A copy may lack what a module has, or have what it had: both ways, as they are, must lie near to that one.
         """
         if fresh is None or not any(p.dtype in SINGLE for p in self.params.values()):
-            return False
+            return otherwise
         twin = copy.copy(self)
         twin._rng = [state.clone() for state in self._rng]
         twin._draws = None if self._draws is None else Draws(twin._rng)
@@ -809,7 +819,8 @@ class Stack:
             losses = twin._backward_plain(batch)
             exact, after = [losses, *(g for g in twin.grads.values() if g is not None)], twin._save_inner()
             twin._restore_inner(before)
-            if not twin._agree(twin._run_together(batch), exact, twin.buffers, after[0], least):
+            together = [t.to(e.dtype) for t, e in zip(twin._run_together(batch), exact, strict=True)]  # some losses mix
+            if not twin._agree(together, exact, twin.buffers, after[0], least):
                 return False
             if any(not torch.equal(a, b) for a, b in zip(before[1], after[1], strict=True)):
                 return True  # random numbers are others in double precision
@@ -927,6 +938,8 @@ class Stack:
         ReplayError
             If the module or loss has read, since some steps, what a replay cannot see.
         """
+        if not torch.is_grad_enabled():
+            raise ValueError("backward: called under torch.no_grad(); must be where gradients are computed")
         self._check_batch(batch)
         self._look_at_state()
         self._batch = batch
@@ -1026,7 +1039,7 @@ class Stack:
             self._restore_inner(saved)
             plain = self._evaluate_plain(function, batch)
             pairs = zip(tree_leaves(together), tree_leaves(plain), strict=True)
-            self._evaluates_together[key] = all(is_close(a, b) for a, b in pairs)
+            self._evaluates_together[key] = all(is_answer_close(a, b) for a, b in pairs)
             return together if self._evaluates_together[key] else plain
         return together
 
