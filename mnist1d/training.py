@@ -8,10 +8,12 @@ import multiprocessing
 import numbers
 import os
 import pickle
+import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import joblib
@@ -22,7 +24,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from mnist1d.engine import ReplayError, Stack
-from mnist1d.engine.checks import is_answer_close, remember_function
+from mnist1d.engine.checks import is_answer_close, list_settings, remember_function
 from mnist1d.parts import name_parts, read_part, write_part
 from mnist1d.settings import (
     KEEP_MEMORY,
@@ -448,7 +450,21 @@ _turn = threading.RLock()  # a sweep within a sweep has it already
 _thread = threading.local()
 
 
-def _run_task(run, variant, seeds, dtype, part):
+@contextmanager
+def _keep_to(settings):
+    """Within it the modules of this process hold these values, (module, name) to value, as those of the caller do."""
+    here = {(m, name): getattr(sys.modules[m], name, None) for m, name in settings if m in sys.modules}
+    differ = [key for key, value in here.items() if value != settings[key]]
+    for m, name in differ:
+        setattr(sys.modules[m], name, settings[m, name])
+    try:
+        yield
+    finally:
+        for m, name in differ:
+            setattr(sys.modules[m], name, here[m, name])
+
+
+def _run_task(run, variant, seeds, dtype, settings, part):
     """A task's result, its error, the seconds that an earlier run has spent on it, and the peak memory."""
     with _turn:
         if known := read_part(part):
@@ -456,7 +472,8 @@ def _run_task(run, variant, seeds, dtype, part):
         nested, _thread.in_task = getattr(_thread, "in_task", False), True
         start = time.perf_counter()
         try:
-            result, error = _run_alone(run, variant, seeds, dtype)
+            with _keep_to(settings):
+                result, error = _run_alone(run, variant, seeds, dtype)
         finally:
             _thread.in_task = nested
         if error is None:
@@ -565,6 +582,7 @@ def sweep(
     Workers are joblib's: inside ``joblib.parallel_config(backend="dask")`` the same sweep runs on a cluster, best
     with one thread a worker, as the threads of a process take turns. A sweep within a sweep runs in its place.
 
+    Numbers and texts that were set in a module of one's own since it was imported are set in the workers too.
     In a call numbers below 1e-38 count as 0 (denormal numbers, with which a CPU is 100 times slower).
     """
     if not isinstance(variants, Mapping):
@@ -582,9 +600,10 @@ def sweep(
     nested = getattr(_thread, "in_task", False)  # its workers are all busy
     jobs = 1 if nested else min(get_jobs(), len(tasks))
     dtype = torch.get_default_dtype()
+    settings = list_settings([run, variants]) if jobs > 1 else {}
     parts = [None] * len(tasks) if nested else name_parts(run, variants, tasks, (desc, dtype, jobs == 1))
     calls = (
-        joblib.delayed(_run_task)(run, variants[name], some, dtype, part)
+        joblib.delayed(_run_task)(run, variants[name], some, dtype, settings, part)
         for (name, some), part in zip(tasks, parts, strict=True)
     )
     collected = {name: [] for name in variants}

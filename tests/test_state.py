@@ -197,6 +197,25 @@ def tie_by_data(self):
     self.dec.weight.data = self.first.weight.data.t()
 
 
+def test_an_encoder_that_two_stacks_train_is_refused_and_one_after_the_other_is_not():
+    def train_once(encoders, x, y):
+        made = iter(encoders)
+        stack = Stack(lambda: nn.Sequential(next(made), nn.Linear(8, CLASSES)), range(2), learning_rate=0.1)
+        stack.backward(x, y)
+        stack.step()
+        return stack
+
+    encoders, (x, y) = [nn.Linear(LENGTH, 8) for _ in range(2)], draw_batches(2, 1)[0]
+    start = encoders[0].weight.clone()
+    stack = train_once(encoders, x, y)
+    after = encoders[0].weight.clone()
+    with pytest.raises(ValueError, match="build: returned modules with parameters that another stack trains"):
+        train_once(encoders, x, y)
+    del stack
+    train_once(encoders, x, y)
+    assert (after - start).abs().max() > 0.01 and (encoders[0].weight - after).abs().max() > 0.01
+
+
 def test_memory_that_two_tensors_share_is_refused():
     with pytest.raises(ValueError, match=r"dec.weight and first.weight are views of the same memory"):
         Stack(base(Base.between, tie_by_data), [0])

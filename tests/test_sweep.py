@@ -1,5 +1,6 @@
 """Sweeps: workers, chunks, failures, clusters. One code path on one processor: nothing here depends on rounding."""
 
+import importlib
 import multiprocessing
 import os
 import threading
@@ -9,6 +10,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from joblib.externals.loky import get_reusable_executor
 from threadpoolctl import threadpool_info, threadpool_limits
 from torch import nn
 
@@ -223,6 +225,37 @@ def test_results_without_an_entry_for_each_seed_are_named():
         with pytest.raises(SweepError, match=message):
             sweep(lambda _, seeds, made=made: {"a": made(seeds)}, ["one"], 3, chunk=2)
         assert "a" in sweep(lambda _, seeds, made=made: {"a": made(seeds)}, ["one"], 3)["one"]
+
+
+OWN = """
+WIDTH = 1
+CONFIG = {"depth": [1]}
+UNSET = 5
+
+class Wide:
+    def __init__(self):
+        self.width = WIDTH
+
+def run(factor, seeds):
+    return [[factor * Wide().width, CONFIG["depth"][0], UNSET] for _ in seeds]
+"""
+
+
+def test_what_was_set_in_a_module_reaches_the_workers(monkeypatch, tmp_path):
+    (tmp_path / "own_settings.py").write_text(OWN, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    get_reusable_executor().shutdown()  # whose workers do not know the new folder
+    own = importlib.import_module("own_settings")
+    own.WIDTH, own.CONFIG["depth"] = 7, [3]
+    monkeypatch.setenv("JOBS", "2")
+
+    def run(factor, seeds):
+        return own.run(factor, seeds)
+
+    for each in (own.run, run):
+        assert sweep(each, [1, 2], 1) == {1: [[7, 3, 5]], 2: [[14, 3, 5]]}
+    own.WIDTH = 9  # the same workers
+    assert sweep(own.run, [1, 2], 1) == {1: [[9, 3, 5]], 2: [[18, 3, 5]]}
 
 
 def test_threads_of_one_process_train_in_turn_with_the_same_numbers(monkeypatch, data):

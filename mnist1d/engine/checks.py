@@ -26,7 +26,8 @@ __all__ = [
     "freeze_module", "freeze_tensors", "get_python_random", "has_forward_hooks", "has_hooks", "hold_alike",
     "holds_parameters", "identify", "is_answer_close", "is_close", "is_library", "keep_attributes", "keep_function",
     "keep_random_state", "keep_slots", "list_attributes", "list_globals", "list_held", "list_modules", "list_names",
-    "list_unshared", "list_watched", "names_autograd", "reads_iterator", "remember_function", "set_python_random",
+    "list_settings", "list_unshared", "list_watched", "names_autograd", "reads_iterator", "remember_function",
+    "set_python_random",
 ]  # fmt: skip
 
 INTERNAL = frozenset(vars(nn.Module()))
@@ -730,6 +731,54 @@ def list_names(code):
     """What a function names, and what is defined within it."""
     inner = [name for c in code.co_consts if isinstance(c, types.CodeType) for name in list_names(c)]
     return tuple(dict.fromkeys([*code.co_names, *inner]))
+
+
+def list_settings(values):
+    """Plain values that functions and classes among these read in modules of one's own: (module, name) to value.
+
+    Workers import such a module anew, and would not see what was set since.
+    """
+    functions, found, seen = [], {}, set()
+
+    def list_code(kind):
+        inits = [vars(k).get("__init__") for k in kind.__mro__ if not is_library(k)]
+        return [] if is_library(kind) else [*_list_methods(kind), *filter(None, inits)]
+
+    for value in values:  # which grows
+        if id(value) in seen or seen.add(id(value)):
+            continue
+        if isinstance(value, functools.partial):
+            values += [value.func, *value.args, *value.keywords.values()]
+        elif isinstance(value, types.MethodType):
+            values += [value.__func__, type(value.__self__)]
+        elif isinstance(value, (dict, list, tuple)):
+            values += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, types.FunctionType):
+            functions.append(value)
+        elif not isinstance(value, (*SIMPLE, torch.Tensor, np.ndarray, types.ModuleType)):
+            kind = value if isinstance(value, type) else type(value)
+            functions += list_code(kind)
+    for _ in range(3):  # functions name classes and modules, whose functions name others
+        functions = _list_helpers(functions)
+        for function in list(functions):
+            names, given = list_names(function.__code__), _read_names(function)
+            modules = [m for m in given if isinstance(m, types.ModuleType) and not is_library(m)]
+            for held in (function.__globals__, *map(vars, modules)):
+                named = {name: held[name] for name in names if name in held and name[:2] != "__"}
+                if held.get("__name__", "__main__") != "__main__":  # whose values travel with the function
+                    found |= {(held["__name__"], n): value for n, value in named.items() if _is_setting(value)}
+                given += named.values()
+            functions += [f for f in given if isinstance(f, types.FunctionType)]
+            functions += [f for kind in given if isinstance(kind, type) for f in list_code(kind)]
+    return found
+
+
+def _is_setting(value, depth=4):
+    """Whether a value is a number, a text or a small container of such."""
+    if isinstance(value, (list, tuple, set, frozenset, dict)):
+        held = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        return depth > 0 and len(held) <= 1000 and all(_is_setting(v, depth - 1) for v in held)
+    return isinstance(value, SIMPLE)
 
 
 def list_globals(function):

@@ -7,10 +7,12 @@ one by one.
 """
 
 import copy
+import gc
 import operator
 import os
 import random
 import warnings
+import weakref
 from collections.abc import Mapping
 from contextlib import contextmanager, nullcontext
 
@@ -68,6 +70,9 @@ MOST_FUNCTIONS = 64  # of which it is known that they can be evaluated together
 SINGLE = torch.float32, torch.float16, torch.bfloat16
 DIFFERENT = "computed together, the models give other numbers than one by one"
 ATTEMPTS = 3  # Python's generators belong to all threads: another one may draw too, but not every time
+
+
+_OWNERS = weakref.WeakValueDictionary()  # the stack that trains a parameter, by the parameter's id
 
 
 class ReplayError(RuntimeError):
@@ -200,9 +205,15 @@ class Stack:
                 self.modules.append(module)
                 self._rng.append(torch.get_rng_state())
                 self._python_rng.append(get_python_random())
-        owners = [id(p) for module in self.modules for p in module.parameters() if p.requires_grad]
-        if len(set(owners)) < len(owners):
+        trained = [p for module in self.modules for p in module.parameters() if p.requires_grad]
+        if len(set(map(id, trained))) < len(trained):
             raise ValueError("build: returned modules that share a parameter; must make a new one at every call")
+        if any(id(p) in _OWNERS for p in trained):
+            gc.collect()  # of stacks that nobody uses any more
+            if any(id(p) in _OWNERS for p in trained):
+                rule = "must make new ones, for each stack would lose what the other one learns"
+                raise ValueError(f"build: returned modules with parameters that another stack trains; {rule}")
+        _OWNERS.update({id(p): self for p in trained})
         if pair := find_shared_memory(self.modules[0]):
             first, second = pair
             rule = "one tensor may have several names, but two tensors may not share memory: train would part them"
