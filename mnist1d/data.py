@@ -27,7 +27,7 @@ from mnist1d.transform import (
     check_translation,
     interpolate,
     require,
-)  # fmt: skip
+)
 from mnist1d.transform import transform as transform  # mnist1d 0.0.2 has it, and two of the next, here too
 from mnist1d.utils import ObjectView, expand, from_pickle, open_for_rename
 from mnist1d.utils import set_seed as set_seed

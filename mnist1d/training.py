@@ -323,7 +323,7 @@ def fit(
     history = {"train_loss": []}
     diverged = torch.zeros(len(seeds), dtype=torch.bool, device=device)
     losses = torch.full((len(seeds),), torch.nan, device=device)
-    # The last checkpoint: step, state of the models, losses, who has diverged, number of evaluations, the schedule's.
+    # The last checkpoint: step, models, losses, who has diverged, number of evaluations, what sets the schedule back.
     safe = start = 0, None, losses, diverged, 0, remember_function(schedule)
     in_worker = multiprocessing.current_process().name != "MainProcess"
     bar = tqdm(total=steps, desc="training", delay=10, leave=False, disable=True if in_worker else None)
