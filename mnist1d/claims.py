@@ -282,7 +282,8 @@ def confidence_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, 
         If `level` lies outside, or there is no value.
     """
     require(isinstance(level, numbers.Real) and 0 < level < 1, "level", level, "a number between 0 and 1")
-    require(np.ndim(values) == 1 and len(values) > 0, "values", values, "one number for each seed")
+    good = np.ndim(values) == 1 and len(values) > 0 and np.asarray(values).dtype.kind in "biuf"
+    require(good and not np.ma.is_masked(values), "values", values, "one number for each seed")
     n, mean = len(values), float(np.mean(values))
     if n == 1:
         return mean, math.nan, math.nan
@@ -356,7 +357,8 @@ def judge(claim_id: str, samples: ArrayLike | dict[str, ArrayLike]) -> dict:
         samples = {part: samples[part] for part in claim.bound if part in samples}
     measured = []
     for part, values in samples.items():
-        values = np.atleast_1d(np.asarray(values, dtype=float))
+        is_whole = not np.ma.is_masked(values) and np.asarray(values).dtype.kind in "biuf"
+        values = np.atleast_1d(np.asarray(values, dtype=float) if is_whole else np.nan)
         bound = claim.bound[part] if isinstance(claim.bound, dict) else claim.bound
         if values.ndim != 1 or not values.size or not np.isfinite(values).all():
             raise ValueError(f"samples: {claim_id} {part!r} is {values}; must be one or more finite numbers in a row")
@@ -370,9 +372,15 @@ def judge(claim_id: str, samples: ArrayLike | dict[str, ArrayLike]) -> dict:
 
 
 def to_json(value: Any) -> Any:
-    """Arrays, tensors and ranges as lists, floats with six significant digits, functions by name."""
+    """Arrays, tensors and ranges as lists, floats with six significant digits, functions by name.
+
+    What is no finite number, or lies under a mask, becomes None. A ValueError names what else there is.
+    """
     if isinstance(value, dict):
+        require(len({*map(str, value)}) == len(value), "keys", [*value], "different as texts")
         return {str(k): to_json(v) for k, v in value.items()}
+    if isinstance(value, np.ma.MaskedArray):
+        return to_json(value.tolist())
     if isinstance(value, (list, tuple, range)) or (isinstance(value, np.ndarray) and value.ndim):
         return [to_json(v) for v in value]
     if hasattr(value, "detach"):
@@ -383,7 +391,10 @@ def to_json(value: Any) -> Any:
         return float(f"{value:.6g}") if math.isfinite(value) else None
     if isinstance(value, partial):
         return [to_json(value.func), to_json(value.args), to_json(value.keywords)]
-    return getattr(value, "__name__", value)
+    value = getattr(value, "__name__", value)
+    is_known = value is None or isinstance(value, (bool, int, str))
+    require(is_known, "numbers", value, "numbers, texts, arrays, functions, or dicts and lists of such")
+    return value
 
 
 def digest_cell(source: str) -> str:

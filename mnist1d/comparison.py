@@ -5,6 +5,7 @@ that took no part in the choice, and meets the test set after its last step.
 """
 
 import contextlib
+import copyreg
 import functools
 import hashlib
 import inspect
@@ -13,7 +14,6 @@ import json
 import math
 import numbers
 import os
-import pickle
 import time
 import types
 import warnings
@@ -26,12 +26,13 @@ import joblib
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from scipy import special
 
 from mnist1d.claims import confidence_interval
 from mnist1d.data import draw_validation, make_dataset
 from mnist1d.engine.checks import is_library, keep_function, list_globals, list_held, reads_iterator
 from mnist1d.settings import get_device
-from mnist1d.training import Stack, check_labels, evaluate, fit, split_tensors, sweep
+from mnist1d.training import Stack, call_schedule, check_labels, evaluate, fit, split_tensors, sweep
 from mnist1d.transform import check_integer, list_seeds, require
 from mnist1d.utils import expand, open_for_rename
 
@@ -43,18 +44,19 @@ __all__ = ["Comparison", "Comparisons", "compare", "judge_difference"]
 FIRST_TUNING_SEED = 1_000_000
 MOST_SEEDS = 10_000  # beyond this no number of seeds is worth naming
 POWER = 0.8  # chance that the number of seeds which is named decides
-CACHE_FORMAT = 4
+KEYS = "x", "y", "x_test", "y_test"
+TINY = 1e-9  # points; rounding is smaller, and one example of a test set more
+CACHE_FORMAT = 5
 LARGE = 50_000  # parameters; several such models at once leave a processor's cache, and take longer than in turn
 
 
 def _power(mean, sd, n, margin, level):
     """Chance that an interval of n seeds leaves out zero or lies within the margin, if mean and sd are the truth."""
-    from scipy import stats  # takes half a second, which an answer that is decided does not need
-
-    reach, root = stats.t.ppf((1 + level) / 2, n - 1), math.sqrt(n) / sd
-    shifts = root * np.array([abs(mean), margin - abs(mean), margin + abs(mean)])
-    differs, low, high = stats.nct.sf(reach, n - 1, shifts)
-    return max(differs, low + high - 1)
+    tails = (np.arange(500) + 0.5) / 500  # equally likely spreads of a sample, and half the interval of each
+    half = special.stdtrit(n - 1, (1 + level) / 2) * sd * np.sqrt(special.chdtri(n - 1, tails) / (n - 1) / n)
+    inner = np.maximum(margin - half, 0)  # undecided are means from here on, to either side, up to `half`
+    below = special.ndtr((np.stack([-half, -inner, inner, half]) - mean) * math.sqrt(n) / sd)
+    return 1 - np.mean(np.where(half > inner, below[1] - below[0] + below[3] - below[2], 0))
 
 
 def check_margin(margin):
@@ -185,7 +187,8 @@ class Comparison:
         if any(self.needed.values()):
             note += " New seeds, all judged at once: so many would decide in"
             note += f" {POWER:.0%} of cases, were this the truth."
-        if equal := [str(arm) for arm, d in self.difference.items() if len(d) > 1 and d[0] and np.ptp(d) == 0]:
+        alike = {str(arm): np.ptp(d) < TINY < abs(d[0]) for arm, d in self.difference.items() if len(d) > 1}
+        if equal := [arm for arm, is_alike in alike.items() if is_alike]:
             note += f" With equal differences for all seeds ({', '.join(equal)}) an interval says nothing of chance."
         return f"**{self.name}**\n\n{table}\n\n{note}"
 
@@ -245,10 +248,9 @@ def _digest(value):
     try:
         if isinstance(value, torch.Tensor):
             array = value.detach().cpu()
-            array = (array.double() if array.is_floating_point() else array).resolve_conj().numpy()
-        content = pickle.dumps(array) if array.dtype.hasobject else array.tobytes()
-        return f"{array.dtype.str} {array.shape} {hashlib.sha256(content).hexdigest()}"
-    except Exception:  # lazy parameters, sparse tensors, objects that cannot be pickled
+            array = (array.double() if array.is_floating_point() else array).to_dense().resolve_conj().numpy()
+        return f"{array.dtype.str} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
+    except Exception:  # lazy parameters, say
         return f"{value.dtype} {getattr(value, 'layout', '')}"
 
 
@@ -258,10 +260,14 @@ def describe(value: Any, depth: int = 60, seen: dict | None = None) -> str:
     name = getattr(value, "__qualname__", None)
     name = name if isinstance(name, str) else type(value).__qualname__  # some answer any name with an object
     is_code = isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType))
-    if isinstance(value, (bool, int, float, complex, str, bytes, np.generic, type(None))):
+    if isinstance(value, (bool, int, float, complex, str, bytes, np.generic, type(None))) and is_library(type(value)):
         return repr(value)
-    if isinstance(value, (np.ndarray, torch.Tensor)):
-        return _digest(value)
+    if isinstance(value, torch.Tensor) or (isinstance(value, np.ndarray) and not value.dtype.hasobject):
+        if isinstance(value, np.ma.MaskedArray) or getattr(value, "is_nested", False):
+            parts = value.unbind() if isinstance(value, torch.Tensor) else [value.filled(0), np.ma.getmaskarray(value)]
+            return f"{name}({', '.join(map(describe, parts))})"
+        held = getattr(value, "__dict__", None)  # a mask of a parameter, say
+        return _digest(value) + (describe(held, depth - 1, seen) if held and depth else "")
     if not depth or (is_code and is_library(value)) or isinstance(value, types.ModuleType):
         return f"{getattr(value, '__module__', '')}.{name}"
     if id(value) in seen:
@@ -287,18 +293,26 @@ def describe(value: Any, depth: int = 60, seen: dict | None = None) -> str:
         read = list_globals(value)
         parts = [value.__code__, value.__defaults__, value.__kwdefaults__, value.__closure__, read, vars(value)]
     elif isinstance(value, type):
-        parts = [*value.__bases__, dict(vars(value))]
+        parts = [type(value), *value.__bases__, dict(vars(value))]
     else:
-        held = list_held(value)
-        try:  # a range, a deque, a generator: what it would be made again from
-            made_of = [] if held else value.__reduce_ex__(4)
-        except Exception:  # whatever an object may say to that
-            made_of = []
-        held += [list(part) if isinstance(part, Iterator) else part for part in made_of]
-        parts = [type(value), *held]
+        parts = [type(value), *list_held(value), *_list_ingredients(value)]
     if isinstance(value, (list, tuple, set, frozenset, Mapping)) and not is_library(type(value)):
         parts = [*parts, type(value), *list_held(value)]  # a class of the user's, with attributes of its own
     return f"{name}({', '.join(describe(part, depth - 1, seen) for part in parts)})"
+
+
+def _list_ingredients(value):
+    """What an object whose content is not in its attributes would be made again from: a deque, a generator, a range."""
+    if isinstance(value, np.ndarray):
+        return [value.shape, value.tolist()]
+    if isinstance(value, memoryview):
+        return [value.tobytes()]
+    try:
+        reduce = copyreg.dispatch_table.get(type(value))
+        made_of = reduce(value) if reduce else value.__reduce_ex__(4)
+        return [list(part) if isinstance(part, Iterator) else part for part in made_of]
+    except Exception:  # whatever an object may say to that
+        return []
 
 
 def _make_cache(folder):
@@ -320,8 +334,8 @@ def _remember(folder, key, compute):
     if path and path.is_file():
         try:
             return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            warnings.warn(f"cache: {path} is damaged and computed again", stacklevel=2)
+        except (OSError, ValueError) as error:
+            warnings.warn(f"cache: {path} is damaged and computed again ({error})", stacklevel=2)
     result = compute()
     if path:
         try:
@@ -380,6 +394,12 @@ def _measure(arm, data, seeds, splits, rates=None):
     return scores, used / len(seeds), parameters, diverged
 
 
+def _list_factors(schedule, steps):
+    """What a schedule gives at every step, which leaves it as it was."""
+    with keep_function(schedule):
+        return [call_schedule(schedule, step) for step in range(steps)] if callable(schedule) else []
+
+
 def _fingerprint(arm, data):
     """Text that tells one arm from another: settings, schedule, and what its first steps and evaluation give."""
     first = {k: data[k][:500] for k in "xy"}
@@ -390,8 +410,7 @@ def _fingerprint(arm, data):
         stack, history = _train(short, first, [0], rates)
     out = stack.evaluate(lambda model, x: model(x), *split_tensors(first, "", 1, get_device())[:1])
     settings = sorted((k, describe(v)) for k, v in arm.items() if k != "device")
-    with keep_function(arm.get("schedule")):
-        schedule = [arm["schedule"](step) for step in range(arm["steps"])] if arm.get("schedule") else []
+    schedule = describe(_list_factors(arm.get("schedule"), arm["steps"]))
     held = joblib.hash([out.cpu().numpy(), *(data[k] for k in ("x", "y", "x_test", "y_test"))])
     return repr((settings, schedule, history["train_loss"].tolist(), held))
 
@@ -405,12 +424,14 @@ def _split(data, validation):
 def _choose(name, arm, grid, data, validation, tune_seeds, cache):
     """The best of the grid by mean validation accuracy: (values, accuracy of every combination)."""
     part, held = _split(data, validation)
-    tries = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    places = list(itertools.product(*(range(len(values)) for values in grid.values())))
+    tries = [{k: values[i] for (k, values), i in zip(grid.items(), place, strict=True)} for place in places]
     rates = grid.get("learning_rate")
-    others = [{k: v for k, v in values.items() if k != "learning_rate"} for values in tries]
+    others = [[i for k, i in zip(grid, place, strict=True) if k != "learning_rate"] for place in places]
     scores = [None] * len(tries)
-    for other in [o for i, o in enumerate(others) if o not in others[:i]]:
-        alike = [i for i, o in enumerate(others) if o == other]  # these differ in the learning rate alone
+    for first in [i for i, other in enumerate(others) if other not in others[:i]]:
+        alike = [i for i, other in enumerate(others) if other == others[first]]  # but for the learning rate
+        other = {k: v for k, v in tries[first].items() if k != "learning_rate"}
 
         def measure(other=other, n=len(alike)):
             each = [rate for rate in rates for _ in tune_seeds] if rates else None
@@ -443,6 +464,11 @@ def _run_arm(variant, seeds):
     return [(result, tries, scores, best)] * len(seeds)
 
 
+def _get_number(value):
+    """Python's own number of one that an array or a tensor holds, which as text has all its digits."""
+    return value.item() if isinstance(value, (np.generic, np.ndarray, torch.Tensor)) and not value.ndim else value
+
+
 def _check_arms(arms, tune, budget):
     """Each arm's arguments of :func:`fit` and its own grid."""
     known, checked = set(inspect.signature(fit).parameters) - {"data", "seeds", "eval_every", "state"}, {}
@@ -456,7 +482,7 @@ def _check_arms(arms, tune, budget):
         for k, values in grid.items():
             good = isinstance(values, Iterable) and not isinstance(values, (str, Mapping))
             require(good, f"tune[{k!r}]", values, "a sequence of values")
-        grid = {k: list(values) for k, values in grid.items()}
+        grid = {k: list(map(_get_number, values)) for k, values in grid.items()}
         for rate in grid.get("learning_rate", ()):
             require(np.ndim(rate) == 0 and rate is not None, "tune['learning_rate']", rate, "numbers")
         if np.ndim(arm.get("learning_rate")) and _has_choice(grid):
@@ -485,7 +511,6 @@ def _check_arms(arms, tune, budget):
 def _try_arms(checked, data, validation, seeds):
     """Train every arm with every value that it may choose for one step: what is bad is said first."""
     for name, (arm, grid) in checked.items():
-        check_integer(arm["steps"], "steps", 1, 10**9, f"an integer of at least 1 in the arm {name!r}")
         part = _split(data, validation)[0] if _has_choice(grid) else {k: data[k] for k in "xy"}
         first = {k: values[0] for k, values in grid.items()}
         for one in [{}, *({k: value} for k, values in grid.items() for value in values[1:])]:
@@ -493,6 +518,8 @@ def _try_arms(checked, data, validation, seeds):
             size = tried.get("batch_size", 100)
             some = {k: v[: max(size, 200)] if isinstance(size, int) else v for k, v in part.items()}
             try:
+                steps = check_integer((arm | first | one)["steps"], "steps", 1, 10**9)
+                _list_factors(tried.get("schedule"), steps)
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", ".*diverged")
                     stack, _ = _train(tried, some, seeds if np.ndim(tried.get("learning_rate")) else seeds[:2])
@@ -539,13 +566,20 @@ def _list_datasets(data):
         named = list(data.items()) if by_name else [(label(d, f"dataset {i}"), d) for i, d in enumerate(data, start=1)]
     else:
         named = [("MNIST-1D" if data is None else label(data, "data"), data)]
+    for _, item in named:
+        require(item is None or isinstance(item, Mapping) or hasattr(item, "__dict__"), "data", data, rule)
     names = [name for name, _ in named]
     require(names and len(set(names)) == len(names), "data", names, "one dataset, or several that differ")
     datasets = {name: item if _is_dataset(item) else make_dataset(item) for name, item in named}
     for name, item in datasets.items():
-        if lacking := [k for k in ("x", "y", "x_test", "y_test") if k not in item or not len(item[k])]:
+        if lacking := [k for k in KEYS if not hasattr(item.get(k), "__len__") or not len(item[k])]:
             raise ValueError(f"data: {name!r} has no {lacking}; must have examples to train and to test on")
-        datasets[name] = item = {k: np.asarray(item[k]) for k in ("x", "y", "x_test", "y_test")}
+        try:
+            arrays = {k: np.asarray(item[k]) for k in KEYS if not np.ma.is_masked(item[k])}
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"data: {name!r} must hold arrays ({error})") from None
+        require(len(arrays) == len(KEYS), "data", f"{name!r} with masked numbers", "whole")
+        datasets[name] = item = arrays
         for split in ("", "_test"):
             kind, lengths = item[f"y{split}"].dtype, [len(item[f"{k}{split}"]) for k in "xy"]
             rule = "integers, as accuracy is compared"
@@ -554,6 +588,7 @@ def _list_datasets(data):
             bad = f"x{split} of {name!r}"
             is_finite = item[f"x{split}"].dtype.kind not in "fc" or np.isfinite(item[f"x{split}"]).all()
             require(is_finite, bad, "with numbers that are not", "finite")
+            item[f"y{split}"] = item[f"y{split}"].astype(np.int64)  # whatever their byte order
         shapes = [item[k].shape[1:] for k in ("x", "x_test")]
         require(shapes[0] == shapes[1], f"shapes of an example of x, x_test of {name!r}", shapes, "the same")
     return datasets, several

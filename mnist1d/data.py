@@ -615,6 +615,7 @@ def reorder(data: Mapping[str, Any], order: Sequence[int]) -> dict[str, Any]:
         If `order` does not name every position once, or `data` is no such dict.
     """
     _check_data(data)
+    require(np.ndim(data["x"]) > 1, "shape of x", np.shape(data["x"]), "(n, final_seq_length)")
     order, length = np.asarray(order), np.shape(data["x"])[1]
     is_permutation = order.shape == (length,) and order.dtype.kind in "iu" and (np.sort(order) == range(length)).all()
     if not is_permutation:
@@ -695,7 +696,9 @@ def to_torch(data: Mapping[str, Any], split: str = "train") -> "TensorDataset":
     suffixes = {"train": "", "val": "_val", "test": "_test"}
     splits = [name for name, suffix in suffixes.items() if "x" + suffix in data]
     require(split in splits, "split", split, f"one of {splits}")
-    x, y = data["x" + suffixes[split]], data["y" + suffixes[split]]
+    x, y = data["x" + suffixes[split]], data.get("y" + suffixes[split])
+    good = y is not None and len(x) == len(y) and not any(map(np.ma.is_masked, (x, y)))
+    require(good, "split", split, "one whose x has a whole y of the same length")
     kind = np.asarray(y).dtype
     require(kind.kind in "biu", "type of the labels", str(kind), "integers")
     x, y = torch.asarray(x, dtype=torch.float32, copy=True), torch.asarray(y, dtype=torch.int64, copy=True)

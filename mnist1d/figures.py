@@ -92,7 +92,7 @@ def plot_mean(ax: Axes, x: ArrayLike, samples: ArrayLike, **style: Any) -> Line2
     -------
     matplotlib.lines.Line2D
     """
-    samples = np.asarray(samples, dtype=float)
+    samples = np.ma.filled(np.ma.asarray(samples, dtype=float), np.nan)  # a mask leaves a gap
     mean = samples.mean(0)
     spread = samples.std(0, ddof=1) if len(samples) > 1 else np.zeros_like(mean)
     (line,) = ax.plot(x, mean, **style)

@@ -65,7 +65,10 @@ def _read_dtype(code, *_):
 
 
 def _check_key(key, depth=3):
-    """Only what is quickly hashed and compared: a hostile tuple, set or long integer takes hours or the stack."""
+    """Only what is quickly hashed and compared: a hostile tuple, set or long integer takes hours or the stack.
+
+    Integers of more than 60 bits may all have one hash, and a dict of them takes the square of their number.
+    """
     if type(key) is tuple and depth and len(key) <= 16:
         for part in key:
             _check_key(part, depth - 1)
@@ -75,7 +78,7 @@ def _check_key(key, depth=3):
     else:
         plain = type(key) in (str, bytes, int, float, complex, bool, type(None)) or isinstance(key, np.generic)
         _require(plain, f"refused: a {type(key).__name__} as a key or in a set")
-        _require(type(key) is not int or key.bit_length() <= 1024, "refused: a long integer as a key or in a set")
+        _require(type(key) is not int or key.bit_length() <= 60, "refused: a long integer as a key or in a set")
 
 
 class _Reader:

@@ -19,6 +19,7 @@ from typing import Any
 from mnist1d import __version__, settings
 from mnist1d.claims import CLAIMS, Verdicts, no_verdict, to_json
 from mnist1d.parts import read_package
+from mnist1d.transform import list_seeds
 from mnist1d.utils import open_for_rename, show_written
 
 __all__ = [
@@ -173,7 +174,7 @@ def save_results(
     Parameters
     ----------
     slug : str
-    seeds : sequence of int
+    seeds : int or sequence of int
     numbers : dict
         What the figure shows, as nested dicts of arrays.
     verdicts : list of dict
@@ -198,6 +199,7 @@ def save_results(
     if expected.keys() != {v["id"] for v in verdicts} | missing.keys():
         raise ValueError(f"verdicts: {slug} must judge or miss each of {sorted(expected)}")
     root, reason = settings.find_root(), no_verdict(slug)
+    threads = (os.environ.get("OMP_NUM_THREADS") or "1").split(",")[0].strip()  # of the outermost level
     differ = [v["id"] for v in verdicts if v.get("parts_differ")]
     if differ and not reason:
         raise ValueError(f"verdicts: {differ} must have the parts of their claims")
@@ -210,12 +212,12 @@ def save_results(
         "processor": read_processor(),
         "device": str(settings.get_device()),
         "jobs": settings.get_jobs(),
-        "threads": int((os.environ.get("OMP_NUM_THREADS") or "1").split(",")[0]),  # of the outermost level
+        "threads": int(threads) if threads.isdecimal() else 1,
         "images": list(images),
         "seconds": round(settings.seconds(), 1),
         "earlier_seconds": round(settings.earlier_seconds(), 1),  # of these, in runs that were stopped or repeated
         "peak_memory_mib": round(settings.note_peak_memory() / 2**20),
-        "seeds": to_json(list(seeds)),
+        "seeds": list_seeds(seeds),
         "seed_offset": settings.seed_offset(),
         "numbers": to_json(numbers),
         "claims": [] if reason else [to_json({k: v[k] for k in v if k != "parts_differ"}) for v in verdicts],

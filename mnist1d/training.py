@@ -4,6 +4,9 @@ On the CPU one thread a process is fastest for networks of this size, so paralle
 processes (:func:`sweep`) and from computing the seeds of one process together (:func:`train`).
 """
 
+import functools
+import inspect
+import math
 import multiprocessing
 import numbers
 import os
@@ -24,7 +27,15 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from mnist1d.engine import ReplayError, Stack
-from mnist1d.engine.checks import is_answer_close, list_settings, remember_function
+from mnist1d.engine.checks import (
+    get_python_random,
+    is_answer_close,
+    keep_random_state,
+    list_modules,
+    list_settings,
+    remember_function,
+    set_python_random,
+)
 from mnist1d.parts import name_parts, read_part, write_part
 from mnist1d.settings import (
     KEEP_MEMORY,
@@ -78,11 +89,11 @@ def split_tensors(
     for d in datasets:
         if missing := [name + split for name in "xy" if name + split not in d]:
             raise ValueError(f"data: has no {' and no '.join(missing)}; must hold signals and their targets")
-        lengths = [len(d[name + split]) for name in "xy"]
+        lengths = [len(np.atleast_1d(_get_array(d[name + split], name + split))) for name in "xy"]
         require(lengths[0] == lengths[1] > 0, f"lengths of x{split}, y{split}", lengths, "equal, and at least 1")
 
     for name in (f"x{split}", f"y{split}"):
-        arrays = [np.asarray(d[name]) for d in datasets]
+        arrays = [_get_array(d[name], name) for d in datasets]
         shapes = sorted({array.shape for array in arrays})
         require(len(shapes) == 1, f"shapes of {name}", shapes, "the same for all seeds")
         require(not any(map(np.ma.is_masked, (d[name] for d in datasets))), name, "an array with a mask", "whole")
@@ -92,7 +103,7 @@ def split_tensors(
         require(not large, f"types of {name}", large, "numbers of 64 bits at most")
 
     def convert(name):
-        arrays = [np.asarray(d[name + split]) for d in datasets]
+        arrays = [_get_array(d[name + split], name + split) for d in datasets]
         native = [np.require(a, a.dtype.newbyteorder("="), "CW") for a in arrays]
         tensor = torch.stack([torch.as_tensor(a) for a in native])
         floating = tensor.is_floating_point()
@@ -101,6 +112,19 @@ def split_tensors(
         return tensor.to(device, dtype).expand(n_seeds, *tensor.shape[1:])
 
     return convert("x"), convert("y")
+
+
+def _get_array(value, name):
+    """A dataset's entry as an array, or a ValueError that names it."""
+    try:
+        if isinstance(value, torch.Tensor):
+            value = value.detach().cpu()
+            value = value.float() if value.dtype == torch.bfloat16 else value
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name}: must be an array of numbers ({error})") from None
+    require(array.ndim > 0, name, value, "an array of numbers, one entry for each example")
+    return array
 
 
 def accuracy(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -209,10 +233,10 @@ def _answer(model, x):
     return out if isinstance(out, torch.Tensor) else x.new_zeros(())
 
 
-def _mixes_examples(stack, x, few=10):
+def _mixes_examples(stack, x, whole, few=10):
     """Whether what the models say of an example depends on those beside it, as with batch statistics."""
     if not getattr(stack, "mixes_examples", False):  # a head of zeros would hide it: it is asked each time
-        whole, first, last = (stack.evaluate(_answer, xs) for xs in (x, x[:, :few], x[:, -few:]))
+        first, last = (stack.evaluate(_answer, xs) for xs in (x[:, :few], x[:, -few:]))
         pairs = ((whole[:, :few], first), (whole[:, -few:], last)) if whole.shape[:2] == x.shape[:2] else ()
         stack.mixes_examples = not (pairs and all(is_answer_close(*pair) for pair in pairs))
     return stack.mixes_examples
@@ -221,11 +245,13 @@ def _mixes_examples(stack, x, few=10):
 def evaluate(stack, x, y, chunk=500):
     """Accuracy of every model where targets are classes, else its loss: (name, values [seed], float64)."""
     chunk += x.shape[1] % chunk == 1  # no last chunk of one example, whose axis a model may squeeze
-    if x.shape[1] > chunk and _mixes_examples(stack, x[:, :50]):
-        chunk = x.shape[1]
     if y.ndim == 2 and not (y.is_floating_point() or y.is_complex()):
-        parts = zip(x.split(chunk, 1), y.split(chunk, 1), strict=True)
-        logits = [(stack.evaluate(_answer, xs), ys) for xs, ys in parts]
+        chunks = x.split(chunk, 1)
+        first = stack.evaluate(_answer, chunks[0])
+        if len(chunks) > 1 and _mixes_examples(stack, chunks[0], first):
+            chunks, chunk, first = (x,), x.shape[1], stack.evaluate(_answer, x)
+        answers = [first, *(stack.evaluate(_answer, xs) for xs in chunks[1:])]
+        logits = list(zip(answers, y.split(chunk, 1), strict=True))
         if all(out.shape[:2] == ys.shape and _is_logits(out) for out, ys in logits):
             return "acc", sum(accuracy(out, ys) * ys.shape[1] for out, ys in logits) / y.shape[1]
     return "loss", stack.evaluate(stack.compute_loss, x, y).double()
@@ -238,7 +264,7 @@ def _is_logits(out):
 def check_labels(stack, x, y, split=""):
     """A ValueError where cross-entropy cannot take labels for the models' outputs; x [seed, n, ...] for these."""
     loss = getattr(stack.loss, "func", stack.loss)  # of a partial
-    if loss is not F.cross_entropy and not isinstance(loss, torch.nn.CrossEntropyLoss):
+    if loss is not F.cross_entropy and type(loss) is not torch.nn.CrossEntropyLoss:
         return
     out, y, name = stack.evaluate(_answer, x[:, :500]), torch.as_tensor(y), "y" + split  # as many as in evaluations
     if not _is_logits(out) or y.is_complex():
@@ -257,6 +283,20 @@ def check_labels(stack, x, y, split=""):
     require(not len(bad), f"labels {name}", sorted(set(bad.tolist()))[:5], rule)
 
 
+def call_schedule(schedule: Callable[[int], float], step: int) -> float:
+    """The factor of a step, or a ValueError that names what it is or does."""
+    states = torch.get_rng_state(), get_python_random()
+    factor, name = schedule(step), f"schedule({step})"
+    is_number = isinstance(factor, numbers.Real) or (isinstance(factor, torch.Tensor) and factor.numel() == 1)
+    require(is_number and math.isfinite(factor), name, factor, "a finite number")
+    if not torch.equal(states[0], torch.get_rng_state()) or states[1] != get_python_random():
+        torch.set_rng_state(states[0])
+        set_python_random(states[1])
+        raise ValueError(f"{name}: draws random numbers, which belong to no seed; must be decided by the step")
+    return factor
+
+
+@keep_random_state()
 def fit(
     build: Callable[[], torch.nn.Module],
     data: dict | Sequence[dict],
@@ -324,6 +364,9 @@ def fit(
     diverged = torch.zeros(len(seeds), dtype=torch.bool, device=device)
     losses = torch.full((len(seeds),), torch.nan, device=device)
     # The last checkpoint: step, models, losses, who has diverged, number of evaluations, what sets the schedule back.
+    owned = {part for module in stack.modules for part in module.modules()}
+    if schedule is not None and len(seeds) > 1 and not owned.isdisjoint(list_modules(schedule)):
+        raise ValueError("schedule: reads a model that is trained; with several seeds it would change one alone")
     safe = start = 0, None, losses, diverged, 0, remember_function(schedule)
     in_worker = multiprocessing.current_process().name != "MainProcess"
     bar = tqdm(total=steps, desc="training", delay=10, leave=False, disable=True if in_worker else None)
@@ -336,7 +379,7 @@ def fit(
             if bad.any():
                 names = [seed for seed, is_bad in zip(seeds, bad.tolist(), strict=True) if is_bad]
                 text = f"seeds {names} diverged: NaN from step {step} on"
-                warnings.warn(text, RuntimeWarning, stacklevel=3)
+                warnings.warn(text, RuntimeWarning, stacklevel=4)
                 diverged = diverged | bad
             for split, (xs, ys) in splits.items() if eval_every else ():
                 kind, values = evaluate(stack, xs, ys)
@@ -347,15 +390,14 @@ def fit(
             break
         checks = stack.checked
         try:
-            factor = 1.0 if schedule is None else schedule(step)
-            require(isinstance(factor, numbers.Real | torch.Tensor), f"schedule({step})", factor, "a number")
+            factor = 1.0 if schedule is None else call_schedule(schedule, step)
             xb, yb = next(feed)
             stack.check_next = step == steps - 1  # a replay that has gone wrong since the last check is found
             losses = stack.backward(xb, yb)
         except ReplayError as error:
             if not can_return():
                 safe = start
-            warnings.warn(f"{error}: training goes on without it from step {safe[0]}", stacklevel=3)
+            warnings.warn(f"{error}: training goes on without it from step {safe[0]}", stacklevel=4)
             step, saved, losses, diverged, n_evals, set_back = safe
             set_back()
             if step:
@@ -418,6 +460,9 @@ def train(
     ValueError
         Names the argument, its value and the rule.
     """
+    if unknown := sorted(options.keys() - inspect.signature(fit).parameters.keys()):
+        known = list(inspect.signature(fit).parameters)[3:]
+        raise ValueError(f"{unknown[0]}={options[unknown[0]]!r}: train has no such argument; must be of {known}")
     return fit(build, data, seeds, **options)[1]
 
 
@@ -440,7 +485,8 @@ def early_stopped(history: Mapping[str, np.ndarray]) -> np.ndarray:
     """
     if lacking := sorted({"val_acc", "test_acc"} - history.keys()):
         raise ValueError(f"history: has no {lacking}; must come of data with make_dataset's validation_split")
-    val_acc = np.asarray(history["val_acc"])
+    val_acc, shapes = np.asarray(history["val_acc"]), [np.shape(history[k]) for k in ("val_acc", "test_acc")]
+    require(shapes[0] == shapes[1] and val_acc.ndim == 2, "shapes of val_acc, test_acc", shapes, "(seed, eval), equal")
     best = np.argmax(np.where(np.isnan(val_acc), -np.inf, val_acc), axis=1)
     return np.take_along_axis(np.asarray(history["test_acc"]), best[:, None], 1)[:, 0]
 
@@ -453,19 +499,37 @@ _thread = threading.local()
 @contextmanager
 def _keep_to(settings):
     """Within it the modules of this process hold these values, (module, name) to value, as those of the caller do."""
-    here = {(m, name): getattr(sys.modules[m], name, None) for m, name in settings if m in sys.modules}
-    differ = [key for key, value in here.items() if value != settings[key]]
-    for m, name in differ:
-        setattr(sys.modules[m], name, settings[m, name])
+    changed = []
+    for (m, path), value in settings.items():
+        *owners, name = path.split(".")  # of a module, or of a class or an object in it
+        owner = functools.reduce(lambda o, n: getattr(o, n, None), owners, sys.modules.get(m))
+        here = getattr(owner, name, value)
+        if owner is not None and pickle.dumps(here) != pickle.dumps(value):
+            changed.append((owner, name, here))
+            setattr(owner, name, value)
     try:
         yield
     finally:
-        for m, name in differ:
-            setattr(sys.modules[m], name, here[m, name])
+        for owner, name, here in changed:
+            setattr(owner, name, here)
+
+
+@functools.cache
+def _end_with(parent):
+    """End this worker when the process that has started it is gone, killed say: it would compute on for nobody."""
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _run_task(run, variant, seeds, dtype, settings, part):
     """A task's result, its error, the seconds that an earlier run has spent on it, and the peak memory."""
+    if multiprocessing.current_process().name != "MainProcess":
+        _end_with(os.getppid())
     with _turn:
         if known := read_part(part):
             return known[0], None, known[1], measure_peak_memory()
@@ -516,7 +580,8 @@ def _concatenate(results, sizes):
         return type(first)(*joined) if hasattr(first, "_fields") else tuple(joined)
     entries = [len(r) if isinstance(r, (list, range)) or np.ndim(r) else 1 for r in results]
     rule = f"{sizes}, one for each seed of a call"
-    require(len(results) == 1 or entries == sizes, "entries of run's results", entries, rule)
+    is_joined = isinstance(first, (list, range)) or np.ndim(first)
+    require(entries == sizes or (len(results) == 1 and not is_joined), "entries of run's results", entries, rule)
     if isinstance(first, torch.Tensor) and first.ndim:
         return np.concatenate([r.detach().cpu().numpy() for r in results])
     if isinstance(first, np.ndarray) and first.ndim:
@@ -582,16 +647,20 @@ def sweep(
     Workers are joblib's: inside ``joblib.parallel_config(backend="dask")`` the same sweep runs on a cluster, best
     with one thread a worker, as the threads of a process take turns. A sweep within a sweep runs in its place.
 
-    Numbers and texts that were set in a module of one's own since it was imported are set in the workers too.
+    Numbers, texts and arrays that were set in a module of one's own since it was imported, or in a class or a plain
+    object of it, are set in the workers too; functions that were put in the place of others are not.
     In a call numbers below 1e-38 count as 0 (denormal numbers, with which a CPU is 100 times slower).
     """
     if not isinstance(variants, Mapping):
+        good = isinstance(variants, Iterable) and not isinstance(variants, (str, bytes))
+        require(good, "variants", variants, "a dict of name to variant, or a sequence")
         variants = list(variants)
         plain = [v.item() if isinstance(v, (np.generic, torch.Tensor)) and not v.ndim else v for v in variants]
         names = [v if isinstance(v, (str, int, float)) else getattr(v, "__name__", i) for i, v in enumerate(plain)]
         if len(set(names)) < len(names):
             raise ValueError(f"variants: the names {names} are not all different; pass a dict of name to variant")
         variants = dict(zip(names, variants, strict=True))
+    require(callable(run), "run", run, "callable")
     seeds = list_seeds(seeds)
     chunk = len(seeds) if chunk is None else check_integer(chunk, "chunk", 1)
     if not variants:

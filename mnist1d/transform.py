@@ -59,7 +59,7 @@ def check_padding(padding: Any) -> tuple[int, int]:
     """The least and the largest number of zeros, or a ValueError."""
     try:
         low, high = (check_integer(zeros, "padding", 0, LARGEST) for zeros in padding)
-        good = low <= high
+        good = low <= high and not isinstance(padding, (Set, Mapping))  # which have no order
     except (TypeError, ValueError):
         good = False
     require(good, "padding", padding, "a pair of integers [low, high] with 0 <= low <= high")

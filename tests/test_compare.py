@@ -2,7 +2,10 @@
 
 import collections
 import functools
+import io
 import logging
+import random
+import re
 import subprocess
 import sys
 import types
@@ -67,6 +70,22 @@ def test_the_interval_is_the_usual_one():
     assert mean == pytest.approx(7 / 3)
     half = 4.30265 * values.std(ddof=1) / np.sqrt(3)  # the 97.5% quantile of t with two degrees of freedom
     assert (low, high) == (pytest.approx(mean - half, abs=1e-4), pytest.approx(mean + half, abs=1e-4))
+
+
+def test_the_number_of_new_seeds_counts_both_ways_to_decide():
+    difference = np.array([-0.55, 1.05, -0.15, 0.65, 0.25])  # half a margin off zero: either answer may come
+    _, needed = judge_difference(difference, 0.5)
+    mean, sd, rng = difference.mean(), difference.std(ddof=1), np.random.default_rng(0)
+
+    def decide(n):
+        return np.mean([judge_difference(rng.normal(mean, sd, n), 0.5)[0] != "undecided" for _ in range(2000)])
+
+    assert 0.77 < decide(needed) < 0.83 and decide(needed // 2) < 0.7
+
+
+def test_equal_differences_are_told_whatever_their_rounding():
+    found = make_comparison({"x": np.array([90.1, 88.6, 50.2]), "y": np.array([90.2, 88.7, 50.3])})
+    assert np.ptp(found.difference["y"]) > 0 and "With equal differences for all seeds (y)" in str(found)
 
 
 @pytest.mark.parametrize(("shift", "margin", "right"), [(0.4, 0.1, "better"), (0.0, 0.8, "equivalent")])
@@ -194,6 +213,99 @@ def test_a_damaged_file_of_the_cache_is_computed_again(tmp_path):
         compare({"MLP": MLP}, DATA, cache=kept, **SETTINGS)
 
 
+def test_rates_in_tensors_are_kept_apart_to_their_last_digit(tmp_path):
+    def choose(rates, cache):
+        tune = {"learning_rate": torch.tensor(rates, dtype=torch.float64)}
+        with pytest.warns(UserWarning, match="is the edge of"):
+            found = compare({"MLP": MLP}, DATA, tune=tune, cache=cache, **SETTINGS)
+        return found.chosen["MLP"], found.validation["MLP"]
+
+    choose([0.00696, 0.01196], tmp_path)  # which as tensors print alike
+    assert choose([0.00704, 0.01204], tmp_path) == choose([0.00704, 0.01204], None)
+
+
+def test_equal_values_of_a_grid_are_each_tried():
+    tune = {"weight_decay": [0, 0.0, 1e-3], "learning_rate": [0.01, 0.1]}
+    with pytest.warns(UserWarning, match="is the edge of"):
+        found = compare({"MLP": MLP}, DATA, tune=tune, **SETTINGS | {"budget": 3})
+    scores = found.validation["MLP"]
+    assert len(scores) == 6 and scores[:2] == scores[2:4]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "error"),
+    [([1.0, 0.1].__getitem__, IndexError), (lambda step: None if step > 2 else 1.0, ValueError)],
+)
+def test_a_schedule_that_ends_early_is_told_before_anything_is_trained(schedule, error, monkeypatch):
+    monkeypatch.setattr(comparison, "_measure", None)
+    with pytest.raises(error):
+        compare({"MLP": {"build": MLP, "schedule": schedule}}, DATA, **SETTINGS)
+
+
+def test_a_cache_that_cannot_be_read_is_computed_again(tmp_path, monkeypatch):
+    compare({"MLP": MLP}, DATA, cache=tmp_path, **SETTINGS)
+
+    def refuse(*_, **__):
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(comparison.json, "loads", refuse)
+    with pytest.warns(UserWarning, match="computed again .not yours"):
+        compare({"MLP": MLP}, DATA, cache=tmp_path, **SETTINGS)
+
+
+class Milestones(collections.deque):
+    pass
+
+
+class Half(float):
+    pass
+
+
+def give(value, **attributes):
+    vars(value).update(attributes)
+    return value
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n: Milestones([n]), random.Random, lambda n: re.compile("a" * n),
+        lambda n: io.BytesIO(bytes([n])), lambda n: memoryview(bytes([n])), lambda n: give(Half(1), n=n),
+        lambda n: give(torch.zeros(1), mask=n), lambda n: torch.eye(n).to_sparse(),
+        lambda n: np.ma.array([1, 2], mask=[0, n - 1]),
+        lambda n: np.array([lambda: n, None]), np.random.default_rng,
+        lambda n: torch.nested.nested_tensor([torch.zeros(n)]),
+    ],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_what_objects_hold_beside_their_attributes_tells_them_apart(make):
+    assert comparison.describe(make(1)) == comparison.describe(make(1)) != comparison.describe(make(2))
+
+
+@pytest.mark.parametrize("kind", [">i4", "<u2", "u8", "i1"])
+def test_labels_may_be_integers_of_any_kind(kind):
+    expected = compare({"MLP": MLP}, DATA, **SETTINGS).accuracy["MLP"]
+    data = DATA | {"y": DATA["y"].astype(kind), "y_test": DATA["y_test"].astype(kind)[::-1][::-1]}
+    np.testing.assert_array_equal(compare({"MLP": MLP}, data, **SETTINGS).accuracy["MLP"], expected)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (5, "data=5: must be a dataset"),
+        (DATA["x"], "data=array"),
+        ((DATA["x"], DATA["y"]), r"data=\(array"),
+        (DATA | {"x": None}, "data: 'data' has no .'x'."),
+        (DATA | {"x": [[1.0], [1.0, 2.0]]}, "data: 'data' must hold arrays"),
+        (DATA | {"x": np.ma.array(DATA["x"], mask=DATA["x"] > 1)}, "data=.*masked numbers.*: must be whole"),
+        (DATA | {"y": np.ma.array(DATA["y"], mask=DATA["y"] > 8)}, "data=.*masked numbers.*: must be whole"),
+    ],
+)
+def test_data_that_are_none_are_named(data, message):
+    with pytest.raises(ValueError, match=message):
+        compare({"MLP": MLP}, data, **SETTINGS)
+
+
 def test_few_examples_need_no_split_where_nothing_is_chosen():
     small = {"build": MLP, "batch_size": 8}
     result = compare({8: small, "a|b": small}, {"num_samples": 20}, **SETTINGS | {"budget": 3})
@@ -214,17 +326,10 @@ class Other(MLP):
 
 def test_what_had_ended_is_not_run_again(tmp_path, monkeypatch):
     tune = {"learning_rate": [1e-6, 1e-2, 1e3]}
-    broken = [True]
-
-    def schedule(step):
-        if broken[0] and step == 10:
-            raise RuntimeError("broken")
-        return 1.0
-
-    arms = {"MLP": MLP, "other": {"build": Other, "schedule": schedule}}
-    with pytest.raises(RuntimeError, match="broken"):
+    arms, measure = {"MLP": MLP, "other": Other}, comparison._measure
+    with monkeypatch.context() as broken, pytest.raises(RuntimeError, match="division"):
+        broken.setattr(comparison, "_measure", lambda arm, *a: measure(arm, *a) if arm["build"] is MLP else 1 / 0)
         compare(arms, DATA, cache=tmp_path, tune=tune, **SETTINGS)
-    broken[0] = False
     spy = Spy(monkeypatch, DATA)
     resumed = compare(arms, DATA, cache=tmp_path, tune=tune, **SETTINGS)
     assert {build for build, *_ in spy.fits} == {Other} and spy.tests == 1

@@ -202,6 +202,7 @@ HOSTILE = {
     "a key of nested tuples": b"(d" + b"(" * 200_000 + b"t" * 200_000 + b"Ns.",
     "a key of a tuple of itself many times": b"(dI1\n" + b"\x85p0\n0g0\ng0\n\x86" * 60 + b"Ns.",
     "a key of long integers": pickle.dumps({(1 << 800_000, 1): None}),
+    "keys of one hash": pickle.dumps({k * (2**61 - 1): None for k in range(1, 4000)}),
     "text of Python 2 beyond ASCII": b"U\x02\xc3\xa9.",
     "a type code of nested tuples": b"cnumpy\ndtype\n(" + b"(" * 200_000 + b"t" * 200_000 + b"tR.",
 }  # fmt: skip

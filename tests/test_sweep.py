@@ -3,9 +3,12 @@
 import importlib
 import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -224,20 +227,40 @@ def test_results_without_an_entry_for_each_seed_are_named():
         message = rf"entries of run's results=\[{entries}\]: must be \[2, 1\], one for each"
         with pytest.raises(SweepError, match=message):
             sweep(lambda _, seeds, made=made: {"a": made(seeds)}, ["one"], 3, chunk=2)
-        assert "a" in sweep(lambda _, seeds, made=made: {"a": made(seeds)}, ["one"], 3)["one"]
+    assert sweep(lambda _, seeds: {"a": 0.5}, ["one"], 3)["one"] == {"a": 0.5}
+    with pytest.raises(SweepError, match=r"entries of run's results=\[4\]: must be \[3\]"):
+        sweep(lambda _, seeds: np.zeros(4), ["one"], 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((3, [1], 1), "run=3: must be callable"), ((len, None, 1), "variants=None: must be a dict of name to variant")],
+)
+def test_bad_arguments_of_a_sweep_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        sweep(*arguments)
 
 
 OWN = """
+import types
+
+import numpy as np
+
 WIDTH = 1
 CONFIG = {"depth": [1]}
 UNSET = 5
+SPACE = types.SimpleNamespace(rate=1)
+TABLE = np.ones(3)
 
 class Wide:
+    height = 1
+
     def __init__(self):
         self.width = WIDTH
 
 def run(factor, seeds):
-    return [[factor * Wide().width, CONFIG["depth"][0], UNSET] for _ in seeds]
+    held = [Wide.height, SPACE.rate, int(TABLE.sum())]
+    return [[factor * Wide().width, CONFIG["depth"][0], UNSET, *held] for _ in seeds]
 """
 
 
@@ -247,15 +270,56 @@ def test_what_was_set_in_a_module_reaches_the_workers(monkeypatch, tmp_path):
     get_reusable_executor().shutdown()  # whose workers do not know the new folder
     own = importlib.import_module("own_settings")
     own.WIDTH, own.CONFIG["depth"] = 7, [3]
+    own.Wide.height, own.SPACE.rate, own.TABLE = 2, 4, np.zeros(3)
     monkeypatch.setenv("JOBS", "2")
 
     def run(factor, seeds):
         return own.run(factor, seeds)
 
     for each in (own.run, run):
-        assert sweep(each, [1, 2], 1) == {1: [[7, 3, 5]], 2: [[14, 3, 5]]}
+        assert sweep(each, [1, 2], 1) == {1: [[7, 3, 5, 2, 4, 0]], 2: [[14, 3, 5, 2, 4, 0]]}
     own.WIDTH = 9  # the same workers
-    assert sweep(own.run, [1, 2], 1) == {1: [[9, 3, 5]], 2: [[18, 3, 5]]}
+    assert sweep(own.run, [1, 2], 1) == {1: [[9, 3, 5, 2, 4, 0]], 2: [[18, 3, 5, 2, 4, 0]]}
+
+
+ENDLESS = """
+import os, sys, time
+os.environ["JOBS"] = "2"
+from mnist1d.training import sweep
+
+def run(variant, seeds):
+    print(os.getpid(), flush=True)
+    while True:
+        time.sleep(0.1)
+
+if __name__ == "__main__":
+    sweep(run, [1, 2], 1)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a process there does not learn of its parent's end")
+def test_workers_end_with_a_process_that_is_killed(tmp_path):
+    (tmp_path / "endless.py").write_text(ENDLESS, encoding="utf-8")
+    process = subprocess.Popen(
+        [sys.executable, "endless.py"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    workers = [int(process.stdout.readline()) for _ in range(2)]
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    end = time.monotonic() + 60
+    while (left := [pid for pid in workers if is_running(pid)]) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not left
+
+
+def is_running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{pid}/stat")  # an ended one that nobody has asked for counts as ended
+    return not (status.is_file() and status.read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z")
 
 
 def test_threads_of_one_process_train_in_turn_with_the_same_numbers(monkeypatch, data):

@@ -137,7 +137,7 @@ def test_early_stopping_looks_at_the_validation_set_alone():
         ({"learning_rate": [None]}, r"learning_rate=\[None\]: must be a number"),
         ({"weight_decay": "0.1"}, "weight_decay='0.1': must be a number"),
         ({"momentum": "x", "optimizer": "sgd"}, "momentum='x': must be a number"),
-        ({"schedule": lambda step: None}, r"schedule\(0\)=None: must be a number"),
+        ({"schedule": lambda step: None}, r"schedule\(0\)=None: must be a finite number"),
         ({"replay": "no"}, "replay='no': must be True, False or None"),
         ({"state": [1]}, "state=list: must be a dict"),
         ({"optimizer": torch.optim.SGD([torch.zeros(1)])}, "optimizer: is a SGD; must be what makes one"),

@@ -22,12 +22,12 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 __all__ = [
-    "Finder", "copy_module", "encloses_itself", "find_shared_memory", "freeze_function", "freeze_held",
-    "freeze_module", "freeze_tensors", "get_python_random", "has_forward_hooks", "has_hooks", "hold_alike",
-    "holds_parameters", "identify", "is_answer_close", "is_close", "is_library", "keep_attributes", "keep_function",
-    "keep_random_state", "keep_slots", "list_attributes", "list_globals", "list_held", "list_modules", "list_names",
-    "list_settings", "list_unshared", "list_watched", "names_autograd", "reads_iterator", "remember_function",
-    "set_python_random",
+    "Finder", "catches_errors", "copy_module", "encloses_itself", "find_shared_memory", "freeze_function",
+    "freeze_held", "freeze_module", "freeze_tensors", "get_python_random", "has_forward_hooks", "has_hooks",
+    "hold_alike", "holds_parameters", "identify", "is_answer_close", "is_close", "is_library", "keep_attributes",
+    "keep_function", "keep_random_state", "keep_slots", "list_attributes", "list_caches", "list_globals",
+    "list_held", "list_modules", "list_names", "list_settings", "list_unshared", "list_watched", "names_autograd",
+    "reads_iterator", "remember_function", "set_python_random",
 ]  # fmt: skip
 
 INTERNAL = frozenset(vars(nn.Module()))
@@ -36,6 +36,8 @@ BOUND = types.MethodType, functools.partial, nn.Module, torch.Tensor  # these ma
 LIBRARIES = "torch", "numpy", "math", "builtins", "mnist1d"
 SIMPLE = int, float, str, bytes, bool, complex, type(None), np.number
 
+VIEWS = types.MappingProxyType, *map(type, ({}.keys(), {}.values(), {}.items()))  # of a dict
+CACHE = functools._lru_cache_wrapper
 MOST = 10_000  # things in a picture of what Python holds
 
 # Largest difference between two ways to compute a number, relative to the largest number of its kind in a model.
@@ -459,7 +461,7 @@ def _freeze(value, seen=None):
     """
     if isinstance(value, SIMPLE):
         return value
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor) and not vars(value):
         return _mark(value), _read_values(value)
     if seen is None:
         try:
@@ -475,21 +477,24 @@ def _freeze(value, seen=None):
     def every(values):
         return tuple(_freeze(v, seen) for v in values)
 
-    if isinstance(value, (list, tuple, deque, set, frozenset, dict)):
-        items = value.items() if isinstance(value, dict) else value
+    if isinstance(value, torch.Tensor):  # a mask of a parameter, say
+        return _mark(value), _read_values(value), every([vars(value)])
+    if isinstance(value, (list, tuple, deque, set, frozenset, dict, *VIEWS)):
+        items = value.items() if isinstance(value, (dict, types.MappingProxyType)) else value
         if len(value) > MOST:
             try:
                 return hash(tuple(items))
             except TypeError:
                 return object()
-        parts = every(items)
+        parts = every([*items, *([vars(value)] if getattr(value, "__dict__", None) else [])])
         return frozenset(parts) if isinstance(value, (set, frozenset)) else parts
     if isinstance(value, nn.Module):
         return freeze_module(value, seen=seen), freeze_held(value)
     if isinstance(value, np.ndarray):
         if value.dtype.hasobject:
             return every(value.ravel().tolist())
-        return id(value), zlib.crc32(value.tobytes()) if value.nbytes < 2**22 else object()
+        held = every([vars(value)] if getattr(value, "__dict__", None) else [])
+        return id(value), zlib.crc32(value.tobytes()) if value.nbytes < 2**22 else object(), held
     if isinstance(value, np.random.Generator):
         return str(value.bit_generator.state)
     if isinstance(value, np.random.RandomState):
@@ -505,6 +510,10 @@ def _freeze(value, seen=None):
         return object()
     if isinstance(value, ContextVar):
         return every([value.get(None)])
+    if isinstance(value, weakref.ref):
+        return every([value()])
+    if isinstance(value, CACHE):
+        return id(value), value.cache_info().misses
     if isinstance(value, functools.partial):
         return every([value.func, value.args, value.keywords])
     if isinstance(value, types.MethodType):
@@ -686,11 +695,29 @@ def _list_methods(kind):
 
 def names_autograd(module, function):
     """Whether forward passes or loss name what autograd knows of a tensor, which `vmap` does not tell as it is."""
+    near = _list_code(module, function)
+    return any({"requires_grad", "is_leaf", "Parameter"} & {*list_names(f.__code__)} for f in near)
+
+
+def _list_code(module, function):
+    """The functions of one's own that forward passes or loss are made of."""
     parts = [part for m in [module, *list_modules(function)] for part in m.modules()]
     objects = {type(value) for part in parts for value in [part, *list_attributes(part)]}
     methods = [f for kind in objects if not is_library(kind) for f in _list_methods(kind)]
-    near = _list_helpers([*methods, function, getattr(function, "func", None), getattr(function, "__func__", None)])
-    return any({"requires_grad", "is_leaf", "Parameter"} & {*list_names(f.__code__)} for f in near)
+    return _list_helpers([*methods, function, getattr(function, "func", None), getattr(function, "__func__", None)])
+
+
+def catches_errors(module, function):
+    """Whether code of forward passes or loss goes on after an error."""
+    return any(f.__code__.co_exceptiontable for f in _list_code(module, function))
+
+
+def list_caches(modules):
+    """The `functools.lru_cache` of the modules' methods, and those that these name."""
+    kinds = {kind for m in modules for part in m.modules() for kind in type(part).__mro__ if not is_library(kind)}
+    held = [value for kind in kinds for value in vars(kind).values()]
+    named = [value for kind in kinds for f in _list_helpers(_list_functions(kind)) for value in _read_names(f)]
+    return {value for value in [*held, *named] if isinstance(value, CACHE)}
 
 
 def reads_iterator(function):
@@ -766,11 +793,23 @@ def list_settings(values):
             for held in (function.__globals__, *map(vars, modules)):
                 named = {name: held[name] for name in names if name in held and name[:2] != "__"}
                 if held.get("__name__", "__main__") != "__main__":  # whose values travel with the function
-                    found |= {(held["__name__"], n): value for n, value in named.items() if _is_setting(value)}
+                    found |= {(held["__name__"], path): value for path, value in _list_plain(named)}
                 given += named.values()
             functions += [f for f in given if isinstance(f, types.FunctionType)]
             functions += [f for kind in given if isinstance(kind, type) for f in list_code(kind)]
     return found
+
+
+def _list_plain(named):
+    """(path, value) of the settings among named values, and of those that plain objects and classes among them hold."""
+    for name, value in named.items():
+        is_array = isinstance(value, np.ndarray) and value.size <= 10**6 and not value.dtype.hasobject
+        if _is_setting(value) or is_array:
+            yield name, value
+        elif hasattr(value, "__dict__") and not isinstance(value, (*FUNCTIONS[:2], *BOUND, types.ModuleType)):
+            kind = value if isinstance(value, type) else type(value)
+            if kind is types.SimpleNamespace or not is_library(kind):
+                yield from ((f"{name}.{k}", v) for k, v in vars(value).items() if k[:2] != "__" and _is_setting(v))
 
 
 def _is_setting(value, depth=4):
@@ -820,7 +859,8 @@ def is_library(value):
     """Whether code is that of a library, whose values nobody changes."""
     if isinstance(value, types.ModuleType):
         return value.__name__.partition(".")[0] in LIBRARIES
-    return _is_installed((getattr(value, "__module__", None) or "").partition(".")[0])
+    module = getattr(value, "__module__", None)  # of some of C's types no text
+    return _is_installed((module if isinstance(module, str) else "").partition(".")[0])
 
 
 @functools.lru_cache(1000)
@@ -853,13 +893,14 @@ def has_forward_hooks(module):
 
 
 class Finder(TorchFunctionMode):
-    """Notes whether a tensor gets a hook for its gradient, and whether an embedding has a padding."""
+    """Notes hooks on a tensor's gradient, the padding of an embedding, and linear algebra that may raise an error."""
 
-    hook = padding = False
+    hook = padding = may_fail = False
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         name, kwargs = getattr(function, "__name__", ""), kwargs or {}
         self.hook |= name == "register_hook"
+        self.may_fail |= name.startswith("linalg_") or name in ("cholesky", "inverse", "logdet", "qr", "slogdet", "svd")
         if name in ("embedding", "embedding_bag"):
             index = kwargs.get("padding_idx", args[2] if len(args) > 2 and name == "embedding" else None)
             nothing = -1 if function is torch.embedding else None  # torch's own counts from the end before it asks

@@ -128,7 +128,8 @@ class Optimizers:
                 group |= {name: value for name, value in given.items() if value is not None}
             return opt
         rate, momentum, weight_decay = 1e-2 if rate is None else rate, momentum or 0.0, weight_decay or 0.0
-        fused = all(p.is_floating_point() for p in params) or None
+        are_sparse = any(getattr(part, "sparse", False) is True for part in self._modules[i].modules())
+        fused = (all(p.is_floating_point() for p in params) and not are_sparse) or None
         if optimizer == "sgd":
             return torch.optim.SGD(params, lr=rate, momentum=momentum, weight_decay=weight_decay, fused=fused)
         return torch.optim.Adam(params, lr=rate, weight_decay=weight_decay, fused=fused)

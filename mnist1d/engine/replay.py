@@ -28,6 +28,7 @@ COPIES = {aten.clone.default, aten._to_copy.default}
 UNKNOWN_SHAPE = torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output
 VALUE_READS = {"numpy", "tolist", "item", "__array__", "__bool__", "__float__", "__int__", "__index__", "__complex__"}
 VALUE_READS |= {"__dlpack__", "__repr__", "__format__", "tensor_split"}
+LEAVING = "numpy", "tolist", "__array__", "__dlpack__"  # of these, what torch does not see as an operation
 FROM_VALUES = {"tensor", "as_tensor", "asarray", "new_tensor", "new"}  # read tensors in the lists that they are given
 
 
@@ -37,6 +38,24 @@ class RefusedError(RuntimeError):
 
 class _Reads(TorchFunctionMode):
     """Refuse what takes numbers out of torch: a recording would hold them for ever."""
+
+    def __enter__(self):
+        def refuse(name):
+            def method(*_, **__):
+                raise RefusedError(f"it reads the value of a tensor ({name})")
+
+            return method
+
+        # A mode of torch's is off within a backward pass, where hooks and functions of one's own may read, too.
+        self.own = {name: vars(torch.Tensor).get(name) for name in LEAVING}
+        for name in LEAVING:
+            setattr(torch.Tensor, name, refuse(name))
+        return super().__enter__()
+
+    def __exit__(self, *args):
+        for name, method in self.own.items():
+            setattr(torch.Tensor, name, method) if method else delattr(torch.Tensor, name)
+        return super().__exit__(*args)
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         name = getattr(function, "__name__", "")
@@ -90,6 +109,8 @@ class _Recorder(TorchDispatchMode):
             return self.__torch_dispatch__(aten.bmm.default, types, (b.transpose(1, 2), a))
         out = function(*args, **(kwargs or {}))
         outputs = out if isinstance(out, (tuple, list)) else (out,)
+        if out is None and not function._schema.is_mutable:
+            raise RefusedError(f"{function} looks whether something has failed")
         if any(not isinstance(tensor, torch.Tensor | None) for tensor in outputs):
             raise RefusedError(f"{function} gives something else than tensors")
         self.calls.append(_Call(function, args, kwargs or {}, outputs))

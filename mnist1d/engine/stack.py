@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from mnist1d.engine.checks import (
     Finder,
+    catches_errors,
     copy_module,
     encloses_itself,
     find_shared_memory,
@@ -45,6 +46,7 @@ from mnist1d.engine.checks import (
     keep_random_state,
     keep_slots,
     list_attributes,
+    list_caches,
     list_modules,
     list_unshared,
     list_watched,
@@ -67,6 +69,7 @@ LEAST = 0.05  # a loss or gradient near zero is compared in double precision, an
 ROUGHLY = 50  # times the tolerance, in which a unit that rounding turns on or off lies
 TIGHTLY = 0.025  # of the tolerance, in which the first batch needs no comparison in double precision
 MAX_RECORDINGS = 4
+MOST_PICTURES = 10_000  # of what models read outside that are known to have been compared
 MOST_FUNCTIONS = 64  # of which it is known that they can be evaluated together
 SINGLE = torch.float32, torch.float16, torch.bfloat16
 DIFFERENT = "computed together, the models give other numbers than one by one"
@@ -211,6 +214,7 @@ class Stack:
                 self.modules.append(module)
                 self._rng.append(torch.get_rng_state())
                 self._python_rng.append(get_python_random())
+        self._check_modules()
         trained = [p for module in self.modules for p in module.parameters() if p.requires_grad]
         if len(set(map(id, trained))) < len(trained):
             raise ValueError("build: returned modules that share a parameter; must make a new one at every call")
@@ -243,12 +247,30 @@ class Stack:
         self._dicts, self._copies, self._places, self._versions = [], [], [], []  # of the models, as they were stacked
         self._since_plain = self._steps = 0  # since the last comparison with the plain way, and in all
         self._gaps, self._gap, self._widest, self._has_changed = random.Random(0), 1, 8, False
+        self._pictures, self._n_pictures = set(), 0  # of what was read outside, at steps up to now
         settings = optimizer, learning_rate, momentum, weight_decay
         with keep_random_state():
             self.optimizers = Optimizers(self.modules, self.params, *settings, self._random_of)
 
     def __len__(self):
         return len(self.seeds)
+
+    def _check_modules(self):
+        module = self.modules[0]
+        if set(module.parameters()) != {p for _, p in module.named_parameters()}:
+            rule = "must give the same ones: freeze the others by `requires_grad_(False)`"
+            raise ValueError(f"build: `parameters` and `named_parameters` of the module differ; {rule}")
+        tensors = [*module.named_parameters(), *module.named_buffers()]
+        if sparse := [name for name, t in tensors if t.layout != torch.strided]:
+            rule = "must be dense, or an attribute that is no buffer"
+            raise ValueError(f"build: {', '.join(sparse)} is sparse or nested; {rule}")
+        owned = {part for m in self.modules for part in m.modules()}
+        if len(self) > 1 and not owned.isdisjoint(list_modules(self.objective or self.loss)):
+            rule = "with several seeds each must read its own: as `objective(model, ...)` of a Stack, or in its forward"
+            raise ValueError(f"loss: reads a model that is trained; {rule}")
+        of_first = dict(module.named_buffers())
+        others = [dict(m.named_buffers()) for m in self.modules[1:]]
+        self._shared = [name for name, t in of_first.items() if any(o.get(name) is t for o in others)]
 
     # State -----------------------------------------------------------------------------------------------------
 
@@ -647,6 +669,9 @@ class Stack:
         with Finder() as finder:
             losses = self._backward_plain(batch)  # an error here is the user's own
         pairs = [(p, values[name]) for name, p in self.params.items()]
+        if shared := [name for name in self._shared if not torch.equal(self.buffers[name], before[0][name])]:
+            rule = "must be one for each seed, or stay as it is (in evaluation mode)"
+            raise ValueError(f"build: the buffer {shared[0]} is that of all seeds, and training changes it; {rule}")
         if not all(torch.allclose(p, value, 0, 0, equal_nan=True) for p, value in pairs):
             reason = "the module changes parameters in its forward pass"
         elif {name for name, _ in module.named_buffers()} != self.buffers.keys():
@@ -656,13 +681,18 @@ class Stack:
         elif len(self) > 1 and (finder.padding or _has_padding(module)):
             reason = "vmap gives the padding of an embedding a gradient"
         elif seen[0] != (now := describe())[0]:
-            reason = "the module counts or remembers in Python, or in tensors that are no buffers"
+            reason = (
+                "the module counts or remembers in Python, or in tensors that are no buffers; what it counts outside "
+            )
+            reason += "of itself, in a class say, is that of all seeds together"
         elif seen[1] != now[1]:
             reason = "the loss counts or remembers in Python, and what it counts is that of all seeds together"
         elif has_hooks(module) or (finder.hook and len(self) > 1):
             reason = "it has hooks on gradients"
         elif has_forward_hooks(module):
             reason = "it has hooks"
+        elif len(self) > 1 and finder.may_fail and catches_errors(module, function):
+            reason = "it may catch an error of linear algebra, which among several models is that of all"
         elif not all(hold_alike(module, other) for other in self.modules[1:]):
             reason = "what it holds besides parameters and buffers differs between seeds"
         elif encloses_itself(module):
@@ -733,6 +763,7 @@ class Stack:
         named = [item for m in self.modules for item in m.named_parameters()]
         self._places = [(p, p.data_ptr(), name) for name, p in named]
         held = [t for part in parts for t in vars(part).values() if isinstance(t, torch.Tensor) and not t.requires_grad]
+        held = [t for t in held if t.layout == torch.strided]
         self._versions = [(t, t.data_ptr(), t._version) for t in held]
 
     def _note_versions(self):
@@ -761,15 +792,30 @@ class Stack:
 
     def _is_due(self):
         """Whether this step is one to compare with the plain way: the next two, the last, and some between."""
-        outside = self._get_outside()
-        self._has_changed |= self._seen not in (None, outside)
+        outside, is_new = self._get_outside(), False
+        if self._seen != outside:
+            self._has_changed |= self._seen is not None
+            is_new = self._is_new(outside)
         self._seen = outside
         self._steps += 1
         if self._steps == 1:  # the first batch has just been compared
             return False
         self._since_plain += 1
-        is_time = self._steps <= 3 or self._since_plain >= self._gap or self.check_next
+        if is_new and self._inside in (None, self._get_inside()):  # whatever it means, it begins with this step
+            self._since_check, self._since_plain = 0, 1
+        is_time = self._steps <= 3 or self._since_plain >= self._gap or self.check_next or is_new
         return is_time or (self._has_changed and self._since_plain >= SELDOM)
+
+    def _is_new(self, outside):
+        """Whether what is read outside is as in no step before; of what is always new the 1st to 8th, 16th, 32nd ..."""
+        picture = hash(repr(outside))
+        if picture in self._pictures:
+            return False
+        self._pictures.add(picture)
+        n = self._n_pictures = self._n_pictures + 1
+        if len(self._pictures) > MOST_PICTURES:
+            self._pictures = {picture}
+        return n <= 8 or not n & (n - 1)
 
     def _is_as_plain(self, batch):
         """Whether a step of all models together still gives what it gives each by itself."""
@@ -827,7 +873,10 @@ class Stack:
         twin._python_rng, twin._flags = list(self._python_rng), dict(self._flags)
         batch = [t.double() if t.is_floating_point() else t for t in batch]
         default = torch.get_default_dtype()
+        grads = [(p, p.grad) for module in self.modules for p in module.parameters()]  # which a loss may reach
         try:
+            for p, _ in grads:
+                p.grad = None
             torch.set_default_dtype(torch.float64)  # of what is drawn or made on the way
             twin.modules = [module.double() for module in fresh]
             twin.params, twin.buffers = twin._stack("named_parameters"), twin._stack("named_buffers")
@@ -849,6 +898,8 @@ class Stack:
             return otherwise
         finally:
             torch.set_default_dtype(default)
+            for p, grad in grads:
+                p.grad = grad
 
     def _explain(self, reason, losses):
         if len(self) > 1:
@@ -878,6 +929,8 @@ class Stack:
         """A replayed step, compared with the real one at its first uses and every few hundred steps."""
         key = tuple((t.shape, t.dtype, t.stride(0) == 0) for t in batch)
         key += tuple(p.requires_grad for p in self.params.values())
+        kind = batch[0].device.type
+        key += torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind), torch.get_default_dtype()
         if key in self._recordings:
             self._recordings[key][1] += 1
             replay, uses, self._used = self._recordings[key]
@@ -1031,6 +1084,8 @@ class Stack:
     def _evaluate(self, function, batch, saved):
         """All models together if that works and, the first time, gives what they give one by one."""
         key = identify(function)
+        if self.stacked and key is not None:
+            key = key, hash(repr(self._get_outside()))
         if not self.stacked or key is None or self._has_own_modes or not self._evaluates_together.get(key, True):
             return self._evaluate_plain(function, batch)
         self._template.eval()
@@ -1083,12 +1138,20 @@ class Stack:
         if self.stacked:
             self._look_at_models()
         saved, python = self._save_inner(), list(self._python_rng)
+        caches = {cache: cache.cache_info().misses for cache in list_caches(self.modules)} if not self._steps else {}
         try:
             modules = [*self.modules, *([self._template] if self._template is not None else [])]
             is_loss = function == self.compute_loss
             with keep_attributes(modules), keep_function(self.objective or self.loss) if is_loss else nullcontext():
                 return self._evaluate(function, batch, saved)
         finally:
+            if (
+                any(not torch.equal(a, b) for a, b in zip(self._rng, saved[1], strict=True))
+                or python != self._python_rng
+            ):
+                for cache, misses in caches.items():  # what was drawn for it the first training step is to draw
+                    if cache.cache_info().misses != misses:
+                        cache.cache_clear()
             self._restore_inner(saved)
             self._python_rng[:] = python
             self._note_versions()

@@ -1,0 +1,414 @@
+"""What a loop would compute, of models, losses and schedules that read what a stack does not look at of itself."""
+
+import functools
+import types
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mnist1d.engine import Stack
+from mnist1d.training import train
+from mnist1d.utils import set_seed
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*(one seed after the other|not replayed|training goes on)")
+
+CONFIG = types.SimpleNamespace(p=0.0)
+MASK, TABLE, LATE = torch.zeros(1), {"p": 0.0}, type("Late", (dict,), {})()
+VIEW = types.MappingProxyType(TABLE)
+MODEL = None
+
+
+def draw_data():
+    g = np.random.default_rng(0)
+    x = g.normal(size=(160, 16)).astype("float32")
+    y = (x @ g.normal(size=(16, 4))).argmax(1)
+    return {"x": x[:120], "y": y[:120], "x_test": x[120:], "y_test": y[120:]}
+
+
+DATA = draw_data()
+
+
+class MLP(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 8), nn.Linear(8, 4)
+
+    def middle(self, h):
+        return h.tanh()
+
+    def forward(self, x):
+        return self.b(self.middle(self.a(x)))
+
+
+def run_plainly(build, seeds, steps, loss=F.cross_entropy, schedule=None, optimizer=None, data=DATA):
+    """Last training loss and test accuracy of each seed, one after the other."""
+    found, n = [], len(data["x"])
+    x, y, x_test = (torch.tensor(data[k]) for k in ("x", "y", "x_test"))
+    for seed in seeds:
+        set_seed(seed)
+        model = build().train()
+        opt = optimizer(model.parameters()) if optimizer else torch.optim.Adam(model.parameters(), lr=0.01)
+        rate = opt.param_groups[0]["lr"]
+        for step in range(steps):
+            opt.param_groups[0]["lr"] = rate * (schedule(step) if schedule else 1.0)
+            rows = (torch.arange(20) + 20 * step) % n
+            opt.zero_grad()
+            value = loss(model(x[rows]), y[rows])
+            value.backward()
+            opt.step()
+        with torch.no_grad():
+            out = model.eval()(x_test)
+        right = out.argmax(-1).numpy() == data["y_test"] if data["y_test"].ndim == 1 else np.nan
+        found.append((value.item(), 100 * np.mean(right)))
+    return np.array(found)
+
+
+def check(build, steps=60, reset=lambda: None, seeds=([0], [0, 1, 2]), data=DATA, **options):
+    """`train` against a loop."""
+    for some in seeds:
+        reset()
+        plain_options = {k: v for k, v in options.items() if k in ("loss", "schedule", "optimizer")}
+        plain = run_plainly(build, some, steps, data=data, **plain_options)
+        for replay in (None, False):
+            reset()
+            history = train(
+                build, data, some, steps=steps, batch_size=20, replay=replay, **{"eval_every": steps} | options
+            )
+            np.testing.assert_allclose(history["train_loss"][:, -1], plain[:, 0], rtol=2e-4, atol=1e-5)
+            if "test_acc" in history:
+                np.testing.assert_allclose(history["test_acc"][:, -1], plain[:, 1], atol=1e-6)
+
+
+# What cannot be trained as a loop would is an error --------------------------------------------------------------
+
+
+class Probe(MLP):
+    def parameters(self, recurse=True):
+        return self.b.parameters(recurse)
+
+
+def build_model():
+    global MODEL  # noqa: PLW0603, as a student has it
+    MODEL = MLP()
+    return MODEL
+
+
+def penalize(out, y):
+    return F.cross_entropy(out, y) + 0.01 * sum(p.square().sum() for p in MODEL.parameters())
+
+
+def heat(step):
+    MODEL.t = 1 + step / 10
+    return 1.0
+
+
+class Shared(nn.Module):
+    encoder = nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8)).requires_grad_(False)
+
+    def __init__(self):
+        super().__init__()
+        self.enc, self.b = self.encoder, nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.b(self.enc(x + 3))
+
+
+class Sparse(MLP):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("links", torch.eye(8).to_sparse())
+
+
+@pytest.mark.parametrize(
+    ("build", "seeds", "options", "message"),
+    [
+        (Probe, 1, {}, "build: `parameters` and `named_parameters` of the module differ"),
+        (build_model, 2, {"loss": penalize}, "loss: reads a model that is trained"),
+        (build_model, 2, {"schedule": heat}, "schedule: reads a model that is trained"),
+        (Shared, 2, {}, "build: the buffer enc.1.running_mean is that of all seeds"),
+        (Sparse, 1, {}, "build: links is sparse or nested; must be dense"),
+        (MLP, 1, {"schedule": lambda step: np.random.uniform(0.2, 2)}, r"schedule\(0\): draws random numbers"),
+        (MLP, 1, {"schedule": lambda step: torch.rand(())}, r"schedule\(0\): draws random numbers"),
+        (MLP, 1, {"schedule": lambda step: torch.ones(2)}, r"schedule\(0\)=.*: must be a finite number"),
+        (MLP, 1, {"schedule": lambda step: np.nan}, r"schedule\(0\)=nan: must be a finite number"),
+        (MLP, 1, {"lr": 0.1}, "lr=0.1: train has no such argument"),
+    ],
+)
+def test_what_no_stack_can_train_as_a_loop_would_is_named(build, seeds, options, message):
+    with pytest.raises(ValueError, match=message):
+        train(build, DATA, seeds, steps=3, batch_size=20, eval_every=None, **options)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [("x", None), ("x", 1.0), ("x", torch.eye(16)[:3].to_sparse()), ("y", [1, [2]]), ("x_test", None)],
+)
+def test_what_is_no_array_is_named(entry, value):
+    with pytest.raises(ValueError, match=f"{entry}.*must be an array of numbers"):
+        train(MLP, DATA | {entry: value}, 1, steps=1)
+
+
+def test_tensors_with_a_gradient_and_of_bfloat16_are_data():
+    for x in (torch.tensor(DATA["x"], requires_grad=True), torch.tensor(DATA["x"]).bfloat16()):
+        assert np.isfinite(train(MLP, DATA | {"x": x}, 1, steps=3)["train_loss"][:, -1]).all()
+
+
+# What a loss or a forward pass reads besides ---------------------------------------------------------------------
+
+
+def test_a_loss_may_read_the_one_model_that_is_trained():
+    check(build_model, loss=penalize, seeds=([0],))
+
+
+class Whitened(MLP):
+    def middle(self, h):
+        h = h.tanh()
+        k = h.T @ h / len(h)
+        try:
+            return h @ torch.linalg.cholesky(k - 0.03 * torch.eye(8))
+        except torch.linalg.LinAlgError:
+            return h @ torch.linalg.cholesky(k + 0.5 * torch.eye(8))
+
+
+def test_an_error_of_linear_algebra_that_is_caught():
+    check(Whitened)
+
+
+class GRU(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.r, self.b = nn.GRU(2, 8, batch_first=True), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.b(F.dropout(self.r(x.unflatten(1, (8, 2)))[0], CONFIG.p, self.training)[:, -1])
+
+
+class Noisy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c, self.b = nn.Conv1d(1, 4, 5), nn.Linear(48, 4)
+
+    def forward(self, x):
+        h = self.c(x[:, None]).relu()
+        return self.b((h + CONFIG.p * torch.rand_like(h) if CONFIG.p else h).flatten(1))
+
+
+class Frozen(MLP):
+    def middle(self, h):
+        return h.tanh() + CONFIG.p if self.b.weight.requires_grad else h.tanh()
+
+
+class Shrinking(MLP):
+    def middle(self, h):
+        if CONFIG.p:
+            self.b.weight.data = self.b.weight.data * 0.8
+        return h.tanh()
+
+
+class Seeded(MLP):
+    def middle(self, h):
+        if CONFIG.p:
+            torch.manual_seed(7)
+        return F.dropout(h.tanh(), 0.3, self.training)
+
+
+def set_p(value):
+    CONFIG.p = MASK.p = TABLE["p"] = LATE.p = value
+
+
+@pytest.mark.parametrize("build", [GRU, Noisy, Frozen, Shrinking, Seeded])
+@pytest.mark.parametrize("times", [lambda step: step % 10 >= 7, lambda step: 5 <= step < 15])
+def test_what_is_on_for_some_steps(build, times):
+    def schedule(step):
+        set_p(0.5 if times(step) else 0.0)
+        return 1.0
+
+    check(build, schedule=schedule, reset=lambda: set_p(0.0))
+
+
+@pytest.mark.parametrize("read", [lambda: MASK.p, lambda: LATE.p, lambda: VIEW["p"]], ids=["tensor", "dict", "view"])
+def test_what_hides_in_attributes_of_tensors_and_containers(read):
+    class Reading(MLP):
+        def middle(self, h):
+            return h.tanh() * (1 + read())
+
+    def schedule(step):
+        set_p(float(step % 7 == 6))
+        return 1.0
+
+    check(Reading, schedule=schedule, reset=lambda: set_p(0.0))
+
+
+class EvaluatedLate(MLP):
+    def middle(self, h):
+        h = h.tanh()
+        is_on = not self.training and self.b.weight.requires_grad
+        return h + CONFIG.p * torch.linspace(-1, 1, 8) if is_on else h
+
+
+def test_evaluations_are_compared_again_where_what_they_read_has_changed():
+    def schedule(step):
+        set_p(3.0 if step >= 10 else 0.0)
+        return 1.0
+
+    check(EvaluatedLate, schedule=schedule, reset=lambda: set_p(0.0), eval_every=5)
+
+
+def limit(grad):
+    return grad * min(1.0, 1.0 / float(np.linalg.norm(grad.numpy())))
+
+
+def limit_listed(grad):
+    return grad * min(1.0, 1.0 / max(map(abs, grad.flatten().tolist())))
+
+
+class Limit(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return limit(grad)
+
+
+@pytest.mark.parametrize("way", [limit, limit_listed, Limit])
+def test_numbers_read_within_a_backward_pass(way):
+    class Limited(MLP):
+        def forward(self, x):
+            h = self.a(x).relu()
+            if way is Limit:
+                return self.b(Limit.apply(h))
+            if h.requires_grad:
+                h.register_hook(way)
+            return self.b(h)
+
+    data = {k: DATA[k].copy() for k in ("x", "x_test")}
+    data["x"][100:] *= 20
+    data |= {k: np.tanh(data["x" + k[1:]][:, :4]) for k in ("y", "y_test")}
+    options = {"loss": F.mse_loss, "optimizer": functools.partial(torch.optim.SGD, lr=0.003)}
+    check(Limited, data=data, seeds=([0],), **options)
+
+
+class Cached(MLP):
+    @functools.lru_cache(None)  # noqa: B019
+    def basis(self):
+        return torch.randn(8)
+
+    def middle(self, h):
+        return F.dropout(h * self.basis(), 0.3, self.training)
+
+
+@functools.lru_cache(None)
+def project(n):
+    return torch.randn(n)
+
+
+class CachedOutside(MLP):
+    def middle(self, h):
+        return F.dropout(h * project(8), 0.3, self.training)
+
+
+@pytest.mark.parametrize("build", [Cached, CachedOutside])
+def test_a_cache_of_something_random(build):
+    check(build, reset=project.cache_clear)
+
+
+class Centered(MLP):
+    def forward(self, x):
+        out = super().forward(x)
+        return out if self.training or len(x) < 64 else out - out.mean(0)
+
+
+class InTwoParts(MLP):
+    def forward(self, x):
+        out = super().forward(x)
+        return torch.cat([out[:400], -out[400:]])
+
+
+@pytest.mark.parametrize("build", [Centered, InTwoParts])
+def test_answers_that_depend_on_the_other_examples(build):
+    g = np.random.default_rng(0)
+    g.normal(size=(160, 16))
+    weights = g.normal(size=(16, 4))
+    x = np.random.default_rng(5).normal(size=(1200, 16)).astype("float32")
+    y = (x @ weights).argmax(1)
+    order = np.argsort(y)  # by class
+    check(build, data=DATA | {"x_test": x[order], "y_test": y[order]})
+
+
+class Single(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 4))
+
+    def forward(self, x):
+        return super().forward(x).float()
+
+
+def test_autocast_that_is_on_for_some_steps():
+    x, y = torch.tensor(DATA["x"]), torch.tensor(DATA["y"])
+    stack = Stack(Single, [0], optimizer=lambda p: torch.optim.SGD(p, lr=0.5))
+    set_seed(0)
+    model = Single()
+    opt = torch.optim.SGD(model.parameters(), lr=0.5)
+    for step in range(30):
+        rows = (torch.arange(20) + 20 * step) % 120
+        with torch.autocast("cpu", torch.bfloat16, enabled=step % 7 == 6):
+            ours = stack.backward(x[rows][None], y[rows][None])
+            opt.zero_grad()
+            loss = F.cross_entropy(model(x[rows]), y[rows])
+            loss.backward()
+        assert abs(ours.item() - loss.item()) < 2e-5
+        stack.step()
+        opt.step()
+
+
+class GraphLayer(MLP):
+    def __init__(self):
+        super().__init__()
+        self.links = torch.eye(8).to_sparse()  # an attribute, no buffer
+
+    def middle(self, h):
+        return (self.links @ h.tanh().T).T
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.b = nn.Embedding(10, 4, sparse=True), nn.Linear(16 * 4, 4)
+
+    def forward(self, x):
+        return self.b(self.words(x.abs().clamp(max=2).mul(4).long()).flatten(1))
+
+
+def test_sparse_tensors():
+    check(GraphLayer)
+    check(Words, optimizer=functools.partial(torch.optim.SGD, lr=0.1), seeds=([0],))
+    losses = train(Words, DATA, 1, steps=5, batch_size=20, optimizer="sgd", eval_every=None)["train_loss"]
+    assert np.isfinite(losses).all()
+
+
+class Forked(MLP):
+    def middle(self, h):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return h.tanh() + CONFIG.p * torch.randn(8)
+
+
+def test_the_global_generators_stay_as_they_were():
+    before = torch.get_rng_state()
+    train(Forked, DATA, 2, steps=20, batch_size=20)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+class Squeezing(nn.CrossEntropyLoss):
+    def forward(self, out, y):
+        return super().forward(out, y.squeeze(-1))
+
+
+def test_a_loss_of_ones_own_may_take_labels_as_it_likes():
+    data = {k: v[:, None] if k == "y" else v for k, v in DATA.items() if k in "xy"}
+    assert np.isfinite(train(MLP, data, 1, steps=3, loss=Squeezing(), eval_every=None)["train_loss"]).all()
