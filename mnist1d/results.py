@@ -26,21 +26,26 @@ __all__ = [
     "code_digest", "digest_source", "load_results", "read_processor", "read_versions", "save_results", "write_json",
 ]  # fmt: skip
 
+F_START, F_END = (getattr(tokenize, f"FSTRING_{name}", None) for name in ("START", "END"))  # from Python 3.12 on
 LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "matplotlib")
 
 
 def _normalize(source):
     """Python source without comments, docstrings, layout and blanks: what is left decides the numbers.
 
-    Blanks within texts go too, for Python 3.11 and 3.12 read texts in braces differently.
+    Blanks within f-strings go too, for Python 3.11 and 3.12 read these differently.
     """
-    kept, new_line, docstring = [], True, False
+    kept, new_line, docstring, depth = [], True, False, 0
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type in (tokenize.COMMENT, tokenize.NL) or (docstring and token.type == tokenize.NEWLINE):
             continue
         docstring = token.type == tokenize.STRING and new_line
         new_line = token.type in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
-        if not docstring:
+        depth += (token.type == F_START) - (token.type == F_END)
+        prefix = token.string[: re.search("['\"]|$", token.string).start()].lower()
+        if token.type == tokenize.STRING and "f" not in prefix and not depth and not docstring:
+            kept.append(token.string)
+        elif not docstring:
             names = {tokenize.NEWLINE: ";", tokenize.INDENT: "{", tokenize.DEDENT: "}"}
             kept.append(names.get(token.type) or "".join(token.string.split()))
     return "".join(kept)

@@ -136,6 +136,9 @@ def test_digest_ignores_comments_docstrings_and_layout_but_nothing_else():
     nested, flat = "if a:\n    b\n    c\n", "if a:\n    b\nc\n"
     assert digest(nested) != digest(flat)
     assert digest('x = "a # b"\n') != digest('x = "a"\n')
+    assert digest('x = "3 5 10"\n') != digest('x = "35 10"\n') and digest("x = 'a b'  # c\n") == digest("x  =  'a b'\n")
+    blanks, none = (f"x = f\"{{a{s}+{s}1}} b {{d['c{s}d']}}\"\n" for s in (" ", ""))
+    assert digest(blanks) == digest(none)  # which Python 3.11 cannot tell from a blank in the text
 
 
 def test_cells_with_magics_have_a_digest_and_so_have_lines_that_begin_with_an_operator():
