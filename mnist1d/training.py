@@ -33,6 +33,8 @@ from mnist1d.engine.checks import (
     keep_random_state,
     list_modules,
     list_settings,
+    remember_caches,
+    remember_code,
     remember_function,
     set_python_random,
 )
@@ -296,6 +298,19 @@ def call_schedule(schedule: Callable[[int], float], step: int) -> float:
     return factor
 
 
+def _fit_in_turn(stack, build, data, seeds, learning_rate, state, options):
+    """As :func:`fit`, every model built and trained when the one before it has ended; `stack` takes them over."""
+    parts, histories = [], []
+    for i, seed in enumerate(seeds):
+        rate = learning_rate[i] if np.ndim(learning_rate) else learning_rate
+        own = {name: value[i : i + 1] for name, value in state.items()}
+        part, history = fit(build, data[i % len(data)], [seed], learning_rate=rate, state=own, **options)
+        parts.append(part)
+        histories.append(history)
+    stack.adopt(parts)
+    return stack, {name: np.concatenate([history[name] for history in histories]) for name in histories[0]}
+
+
 @keep_random_state()
 def fit(
     build: Callable[[], torch.nn.Module],
@@ -357,7 +372,9 @@ def fit(
     def can_return():  # what schedulers and other optimisers remember cannot be set back
         return stack.optimizers.are_of_torch and not stack.optimizers.have_schedulers
 
+    set_back_all = remember_code([build, loss, schedule])
     stack = make_stack()
+    clear_caches = remember_caches(stack.modules)
     rule = "None, a scheduler of the optimiser sets the rate"
     require(schedule is None or not stack.optimizers.have_schedulers, "schedule", schedule, rule)
     history = {"train_loss": []}
@@ -394,6 +411,16 @@ def fit(
             xb, yb = next(feed)
             stack.check_next = step == steps - 1  # a replay that has gone wrong since the last check is found
             losses = stack.backward(xb, yb)
+            if step == 0 and stack.remembers and len(seeds) > 1:  # maybe in a class or a global, which all share
+                set_back_all()
+                clear_caches()
+                own = {
+                    "steps": steps, "batch_size": batch_size, "optimizer": optimizer, "momentum": momentum,
+                    "weight_decay": weight_decay, "order": order, "eval_every": eval_every, "schedule": schedule,
+                    "loss": loss, "clip": clip, "device": device, "replay": replay,
+                }  # fmt: skip
+                bar.close()
+                return _fit_in_turn(stack, build, data, seeds, learning_rate, state or {}, own)
         except ReplayError as error:
             if not can_return():
                 safe = start

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mnist1d.engine import Stack
-from mnist1d.training import train
+from mnist1d.training import evaluate, fit, train
 from mnist1d.utils import set_seed
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(one seed after the other|not replayed|training goes on)")
@@ -135,6 +135,8 @@ class Sparse(MLP):
         (MLP, 1, {"schedule": lambda step: torch.ones(2)}, r"schedule\(0\)=.*: must be a finite number"),
         (MLP, 1, {"schedule": lambda step: np.nan}, r"schedule\(0\)=nan: must be a finite number"),
         (MLP, 1, {"lr": 0.1}, "lr=0.1: train has no such argument"),
+        (MLP, 1, {"state": {"a.weight": None}}, "state: a.weight is a NoneType; must be a tensor"),
+        (lambda seed: MLP(), 1, {}, "build: cannot be called without arguments .missing a required argument: 'seed'"),
     ],
 )
 def test_what_no_stack_can_train_as_a_loop_would_is_named(build, seeds, options, message):
@@ -154,6 +156,60 @@ def test_what_is_no_array_is_named(entry, value):
 def test_tensors_with_a_gradient_and_of_bfloat16_are_data():
     for x in (torch.tensor(DATA["x"], requires_grad=True), torch.tensor(DATA["x"]).bfloat16()):
         assert np.isfinite(train(MLP, DATA | {"x": x}, 1, steps=3)["train_loss"][:, -1]).all()
+
+
+# What models count outside of themselves ------------------------------------------------------------------------
+
+
+class Annealed(MLP):
+    calls = 0
+
+    def middle(self, h):
+        Annealed.calls += self.training
+        return h.tanh() * (1 + 0.05 * Annealed.calls)
+
+
+def build_annealed():
+    Annealed.calls = 0
+    return Annealed()
+
+
+class Drawing(MLP):
+    def middle(self, h):
+        return h.tanh() * torch.tensor(GENERATOR.random(8), dtype=h.dtype) if self.training else h.tanh()
+
+
+def build_drawing():
+    global GENERATOR  # noqa: PLW0603
+    GENERATOR = np.random.default_rng(0)
+    return Drawing()
+
+
+def stop_counting():
+    Annealed.calls = 0
+
+
+@pytest.mark.parametrize("build", [build_annealed, build_drawing, Annealed])
+def test_what_all_models_count_in_is_that_of_one_after_the_other(build):
+    check(build, reset=stop_counting)
+    stop_counting()
+    rates, state = [0.01, 0.02], {"b.bias": torch.tensor([[1.0] * 4, [2.0] * 4])}
+    options = {"steps": 5, "batch_size": 20, "order": "shuffled"}
+    together = train(build_annealed, [DATA, DATA], 2, learning_rate=rates, state=state, **options)
+    for i in range(2):
+        alone = train(
+            build_annealed, DATA, [i], learning_rate=rates[i], state={"b.bias": state["b.bias"][i, None]}, **options
+        )
+        for name, values in alone.items():
+            np.testing.assert_allclose(together[name][i], values[0], rtol=1e-6)
+
+
+def test_the_models_that_were_trained_in_turn_are_those_of_the_stack():
+    stack, history = fit(build_annealed, DATA, 3, steps=20, batch_size=20, eval_every=20)
+    x, y = (torch.tensor(DATA[k]).expand(3, *DATA[k].shape) for k in ("x_test", "y_test"))
+    kind, found = evaluate(stack, x, y)
+    np.testing.assert_allclose(found, history[f"test_{kind}"][:, -1])
+    assert all(torch.equal(stack.params["b.bias"][i], stack.get_module(i).b.bias) for i in range(3))
 
 
 # What a loss or a forward pass reads besides ---------------------------------------------------------------------
@@ -314,7 +370,7 @@ class CachedOutside(MLP):
 
 @pytest.mark.parametrize("build", [Cached, CachedOutside])
 def test_a_cache_of_something_random(build):
-    check(build, reset=project.cache_clear)
+    check(build, reset=project.cache_clear, eval_every=7)
 
 
 class Centered(MLP):

@@ -25,9 +25,9 @@ __all__ = [
     "Finder", "catches_errors", "copy_module", "encloses_itself", "find_shared_memory", "freeze_function",
     "freeze_held", "freeze_module", "freeze_tensors", "get_python_random", "has_forward_hooks", "has_hooks",
     "hold_alike", "holds_parameters", "identify", "is_answer_close", "is_close", "is_library", "keep_attributes",
-    "keep_function", "keep_random_state", "keep_slots", "list_attributes", "list_caches", "list_globals",
+    "keep_function", "keep_random_state", "keep_slots", "list_attributes", "list_globals",
     "list_held", "list_modules", "list_names", "list_settings", "list_unshared", "list_watched", "names_autograd",
-    "reads_iterator", "remember_function", "set_python_random",
+    "reads_iterator", "remember_caches", "remember_code", "remember_function", "set_python_random",
 ]  # fmt: skip
 
 INTERNAL = frozenset(vars(nn.Module()))
@@ -444,6 +444,23 @@ def remember_function(function):
     return restore
 
 
+def remember_code(functions):
+    """What gives back what several functions, or the classes among them, count or remember."""
+    restores = [remember_function(f) for f in functions if f is not None]
+    kinds = {kind for f in functions for kind in getattr(f, "__mro__", ()) if not is_library(kind)}
+    held = [(k, name, v) for k in kinds for name, v in vars(k).items() if name[:2] != "__" and not callable(v)]
+    restores += _keep_contents([value for *_, value in held], {})
+
+    def restore():
+        for kind, name, value in held:
+            if vars(kind).get(name) is not value:
+                setattr(kind, name, value)
+        for give_back in restores:
+            give_back()
+
+    return restore
+
+
 @contextmanager
 def keep_function(function):
     """Leave what a loss or a schedule counts or remembers as it was."""
@@ -712,12 +729,19 @@ def catches_errors(module, function):
     return any(f.__code__.co_exceptiontable for f in _list_code(module, function))
 
 
-def list_caches(modules):
-    """The `functools.lru_cache` of the modules' methods, and those that these name."""
+def remember_caches(modules):
+    """What clears each `functools.lru_cache` of the modules' methods, or that these name, if it has got new entries."""
     kinds = {kind for m in modules for part in m.modules() for kind in type(part).__mro__ if not is_library(kind)}
     held = [value for kind in kinds for value in vars(kind).values()]
     named = [value for kind in kinds for f in _list_helpers(_list_functions(kind)) for value in _read_names(f)]
-    return {value for value in [*held, *named] if isinstance(value, CACHE)}
+    caches = {value: value.cache_info().misses for value in [*held, *named] if isinstance(value, CACHE)}
+
+    def clear():
+        for cache, misses in caches.items():
+            if cache.cache_info().misses != misses:
+                cache.cache_clear()
+
+    return clear
 
 
 def reads_iterator(function):

@@ -8,6 +8,7 @@ one by one.
 
 import copy
 import gc
+import inspect
 import operator
 import os
 import random
@@ -46,11 +47,11 @@ from mnist1d.engine.checks import (
     keep_random_state,
     keep_slots,
     list_attributes,
-    list_caches,
     list_modules,
     list_unshared,
     list_watched,
     names_autograd,
+    remember_caches,
     set_python_random,
 )
 from mnist1d.engine.draws import Draws
@@ -90,6 +91,10 @@ class _PythonDrawsError(RuntimeError):
 def _have_same_zeros(ours, plain):
     """Whether gradients are zero in the same places: a small term that is lost shows where it stands alone."""
     return len(ours) == len(plain) and all(torch.equal(a == 0, b == 0) for a, b in zip(ours, plain, strict=True))
+
+
+def _differ(a, b):
+    return not torch.equal(a, b)
 
 
 def _has_padding(module):
@@ -155,6 +160,8 @@ class Stack:
         keep, as to add up those of several batches.
     stacked : bool or None
         Whether the models are computed together; None before the first batch.
+    remembers : bool
+        Whether they are not because they count or remember in Python, maybe in what all of them share.
     check_next : bool
         Compare the next step with the plain way, and its replay with autograd. True before the last step of a loop,
         a change that neither sees is found wherever it came.
@@ -181,6 +188,14 @@ class Stack:
         self.seeds = list_seeds(seeds)
         if isinstance(build, nn.Module):
             raise ValueError(f"build: is a {type(build).__name__}; must be what makes one: the class, or `lambda: ...`")
+        try:
+            inspect.signature(build).bind()
+        except TypeError as error:
+            raise ValueError(
+                f"build: cannot be called without arguments ({error}); must be, as `lambda: ...`"
+            ) from None
+        except ValueError:  # some of C's functions have no signature
+            pass
         if isinstance(objective or loss, type):
             raise ValueError(f"loss={objective or loss!r}: must be a function or an instance, not a class")
         if not callable(objective or loss):
@@ -233,7 +248,7 @@ class Stack:
         self._note_state()
         self._load(state or {})
         self.grads = dict.fromkeys(self.params)
-        self.stacked = None
+        self.stacked, self.remembers = None, False
         self._template = self._layers = None
         self._draws, self._evaluates_together = None, {}  # the latter by the function that is evaluated
         self.check_next, self.reuse_grads = False, False
@@ -310,9 +325,12 @@ class Stack:
     def _load(self, state):
         known = {**self.params, **self.buffers}
         for name, value in state.items():
-            value = torch.as_tensor(value)
             if name not in known:
                 raise ValueError(f"state: has {name!r}; must be among {', '.join(known)}")
+            try:
+                value = torch.as_tensor(value)
+            except (RuntimeError, TypeError, ValueError) as error:
+                raise ValueError(f"state: {name} is a {type(value).__name__}; must be a tensor ({error})") from None
             if value.shape != known[name].shape:
                 raise ValueError(
                     f"state: {name} has shape {tuple(value.shape)}; "
@@ -386,6 +404,19 @@ class Stack:
         self.optimizers.load_state_dict(state["optimizers"])
         self._rng[:] = [s.clone() for s in state["random"]]
         self._python_rng[:] = state["python_random"]
+
+    @torch.no_grad()
+    def adopt(self, others):
+        """Take over the models, each a stack of one, that have been trained in place of these."""
+        for i, other in enumerate(others):
+            self.modules[i] = module = other.modules[0]
+            for getter, held in (("named_parameters", "params"), ("named_buffers", "buffers")):
+                stacked, trained = getattr(self, held), getattr(other, held)
+                for name, own in getattr(module, getter)():
+                    if name in stacked and stacked[name][i].shape == own.shape:
+                        stacked[name][i].copy_(trained[name][0] if name in trained else own)
+                        own.data = stacked[name].detach()[i]
+            self._rng[i], self._python_rng[i] = other._rng[0], other._python_rng[0]
 
     def __getstate__(self):
         """Without recordings and comparisons, which whoever reads it makes anew."""
@@ -681,9 +712,8 @@ class Stack:
         elif len(self) > 1 and (finder.padding or _has_padding(module)):
             reason = "vmap gives the padding of an embedding a gradient"
         elif seen[0] != (now := describe())[0]:
-            reason = (
-                "the module counts or remembers in Python, or in tensors that are no buffers; what it counts outside "
-            )
+            self.remembers = True
+            reason = "the module counts or remembers in Python, or in tensors that are no buffers"
             reason += "of itself, in a class say, is that of all seeds together"
         elif seen[1] != now[1]:
             reason = "the loss counts or remembers in Python, and what it counts is that of all seeds together"
@@ -1138,20 +1168,16 @@ class Stack:
         if self.stacked:
             self._look_at_models()
         saved, python = self._save_inner(), list(self._python_rng)
-        caches = {cache: cache.cache_info().misses for cache in list_caches(self.modules)} if not self._steps else {}
+        clear = remember_caches(self.modules) if self.stacked is None else None
         try:
             modules = [*self.modules, *([self._template] if self._template is not None else [])]
             is_loss = function == self.compute_loss
             with keep_attributes(modules), keep_function(self.objective or self.loss) if is_loss else nullcontext():
                 return self._evaluate(function, batch, saved)
         finally:
-            if (
-                any(not torch.equal(a, b) for a, b in zip(self._rng, saved[1], strict=True))
-                or python != self._python_rng
-            ):
-                for cache, misses in caches.items():  # what was drawn for it the first training step is to draw
-                    if cache.cache_info().misses != misses:
-                        cache.cache_clear()
+            has_drawn = python != self._python_rng or any(map(_differ, self._rng, saved[1]))
+            if has_drawn and clear is not None:  # what was drawn for a cache the first training step is to draw
+                clear()
             self._restore_inner(saved)
             self._python_rng[:] = python
             self._note_versions()
