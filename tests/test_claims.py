@@ -312,3 +312,13 @@ def test_the_interval_of_a_mean_is_scipys_and_that_of_the_verdicts():
     assert (low, high) == pytest.approx(tuple(expected)) and mean == pytest.approx(samples.mean())
     assert judge("pool.stride", samples)["measured"][0]["interval"] == pytest.approx([low, high])
     assert np.isnan(claims.confidence_interval(samples[:1])[1:]).all()
+
+
+@pytest.mark.parametrize(
+    "values", [np.ma.array([1.0, 2.0, -1000.0], mask=[0, 0, 1]), ["1", "2"], [1j, 2j], (v for v in (1.0, 2.0)), []]
+)
+def test_what_is_no_sample_is_named(values):
+    with pytest.raises(ValueError, match=r"(?s)values=.*one number for each seed"):
+        claims.confidence_interval(values)
+    with pytest.raises(ValueError, match="must be one or more finite numbers"):
+        judge("lottery.reinit", values)

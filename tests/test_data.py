@@ -110,6 +110,7 @@ def test_defaults_cannot_be_changed_through_a_returned_copy():
         ("max_translation", 73, "to 72"),
         ("padding", (60, 36), "low <= high"),
         ("padding", 36, "pair of integers"),
+        ("padding", {36, 60}, "pair of integers"),
         ("padding", (1, 2, 3), "pair of integers"),
         ("padding", (-1, 5), "0 <= low"),
         ("padding", (1.0, 5), "pair of integers"),
@@ -760,6 +761,17 @@ def test_what_is_new_on_the_arguments_of_the_package_is_used_with_a_warning(name
 def test_what_is_no_dataset_is_named(function, data):
     with pytest.raises(ValueError, match=r"data='?\w+'?: must be a dict from make_dataset"):
         function(data)
+
+
+def test_a_split_that_is_not_whole_is_named():
+    data = make_dataset(num_samples=100)
+    masked = np.ma.array(data["y"], mask=data["y"] == 3)
+    for odd in ({"y": data["y"][:-1]}, {"y": masked}, {"x_val": data["x"]}):
+        split = "val" if "x_val" in odd else "train"
+        with pytest.raises(ValueError, match=f"split='{split}': must be one whose x has a whole y"):
+            mnist1d.to_torch(data | odd, split)
+    with pytest.raises(ValueError, match=r"shape of x=.*: must be .n, final_seq_length"):
+        mnist1d.reorder({"x": np.zeros(40), "y": np.zeros(40)}, range(40))
 
 
 @pytest.mark.parametrize("split", ["valid", ["train"], None])

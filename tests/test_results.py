@@ -274,3 +274,18 @@ def test_a_claim_of_several_parts_asks_for_them():
 
 def test_lists_of_different_lengths_become_json():
     assert claims.to_json([[1, 2], [3], ("a", [1.5])]) == [[1, 2], [3], ["a", [1.5]]]
+
+
+def test_what_lies_under_a_mask_is_neither_stored_nor_drawn():
+    values = np.ma.array([[1.0, 2.0], [3.0, 1e6]], mask=[[0, 0], [0, 1]])
+    assert claims.to_json({"a": values}) == {"a": [[1.0, 2.0], [3.0, None]]}
+    fig, ax = plt.subplots()
+    drawn = figures.plot_mean(ax, [0, 1], values).get_ydata()
+    plt.close(fig)
+    assert drawn[0] == 2 and np.isnan(drawn[1])
+
+
+@pytest.mark.parametrize("numbers", [{"a": {1, 2}}, {"a": 1j}, {1: 0, "1": 0}, {"a": b"text"}])
+def test_what_is_no_json_is_named(numbers):
+    with pytest.raises(ValueError, match=r"(numbers|keys)=.*: must be"):
+        claims.to_json(numbers)
