@@ -14,6 +14,7 @@ import json
 import math
 import numbers
 import os
+import random
 import time
 import types
 import warnings
@@ -45,6 +46,7 @@ FIRST_TUNING_SEED = 1_000_000
 MOST_SEEDS = 10_000  # beyond this no number of seeds is worth naming
 POWER = 0.8  # chance that the number of seeds which is named decides
 KEYS = "x", "y", "x_test", "y_test"
+GENERATORS = random._inst, np.random.mtrand._rand, torch.default_generator
 TINY = 1e-9  # points; rounding is smaller, and one example of a test set more
 CACHE_FORMAT = 5
 LARGE = 50_000  # parameters; several such models at once leave a processor's cache, and take longer than in turn
@@ -270,6 +272,8 @@ def describe(value: Any, depth: int = 60, seen: dict | None = None) -> str:
         return _digest(value) + (describe(held, depth - 1, seen) if held and depth else "")
     if not depth or (is_code and is_library(value)) or isinstance(value, types.ModuleType):
         return f"{getattr(value, '__module__', '')}.{name}"
+    if any(value is generator for generator in GENERATORS):
+        return f"the {name} of all"  # seeded for every run
     if id(value) in seen:
         return f"{name} {seen[id(value)][0]}"
     seen[id(value)] = len(seen), value
@@ -280,7 +284,7 @@ def describe(value: Any, depth: int = 60, seen: dict | None = None) -> str:
     elif isinstance(value, (set, frozenset)):
         parts = sorted(describe(part, depth - 1, dict(seen)) for part in value)  # in whatever order they come
     elif isinstance(value, Mapping):
-        parts = [part for item in value.items() for part in item]
+        parts = [getattr(value, "default_factory", None), *(part for item in value.items() for part in item)]
     elif isinstance(value, types.CodeType):
         parts = [value.co_code, value.co_consts, value.co_names]
     elif isinstance(value, types.CellType):

@@ -14,6 +14,7 @@ import pickle
 import sys
 import threading
 import time
+import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,8 +31,8 @@ from mnist1d.engine import ReplayError, Stack
 from mnist1d.engine.checks import (
     get_python_random,
     is_answer_close,
+    keep_function,
     keep_random_state,
-    list_modules,
     list_settings,
     remember_caches,
     remember_code,
@@ -287,11 +288,12 @@ def check_labels(stack, x, y, split=""):
 
 def call_schedule(schedule: Callable[[int], float], step: int) -> float:
     """The factor of a step, or a ValueError that names what it is or does."""
-    states = torch.get_rng_state(), get_python_random()
+    is_looked_at = step < 10 or step % 100 == 0  # which takes as long as a small step
+    states = (torch.get_rng_state(), get_python_random()) if is_looked_at else None
     factor, name = schedule(step), f"schedule({step})"
     is_number = isinstance(factor, numbers.Real) or (isinstance(factor, torch.Tensor) and factor.numel() == 1)
     require(is_number and math.isfinite(factor), name, factor, "a finite number")
-    if not torch.equal(states[0], torch.get_rng_state()) or states[1] != get_python_random():
+    if states and not (torch.equal(states[0], torch.get_rng_state()) and states[1] == get_python_random()):
         torch.set_rng_state(states[0])
         set_python_random(states[1])
         raise ValueError(f"{name}: draws random numbers, which belong to no seed; must be decided by the step")
@@ -301,12 +303,17 @@ def call_schedule(schedule: Callable[[int], float], step: int) -> float:
 def _fit_in_turn(stack, build, data, seeds, learning_rate, state, options):
     """As :func:`fit`, every model built and trained when the one before it has ended; `stack` takes them over."""
     parts, histories = [], []
-    for i, seed in enumerate(seeds):
-        rate = learning_rate[i] if np.ndim(learning_rate) else learning_rate
-        own = {name: value[i : i + 1] for name, value in state.items()}
-        part, history = fit(build, data[i % len(data)], [seed], learning_rate=rate, state=own, **options)
-        parts.append(part)
-        histories.append(history)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for i, seed in enumerate(seeds):
+            rate = learning_rate[i] if np.ndim(learning_rate) else learning_rate
+            own = {name: value[i : i + 1] for name, value in state.items()}
+            with keep_function(options["loss"]), keep_function(options["schedule"]):
+                part, history = fit(build, data[i % len(data)], [seed], learning_rate=rate, state=own, **options)
+            parts.append(part)
+            histories.append(history)
+    for warning in told:
+        warnings.warn(warning.message, warning.category, stacklevel=5)
     stack.adopt(parts)
     return stack, {name: np.concatenate([history[name] for history in histories]) for name in histories[0]}
 
@@ -372,7 +379,7 @@ def fit(
     def can_return():  # what schedulers and other optimisers remember cannot be set back
         return stack.optimizers.are_of_torch and not stack.optimizers.have_schedulers
 
-    set_back_all = remember_code([build, loss, schedule])
+    set_back_all = remember_code([build, loss, schedule]) if len(seeds) > 1 else None
     stack = make_stack()
     clear_caches = remember_caches(stack.modules)
     rule = "None, a scheduler of the optimiser sets the rate"
@@ -381,8 +388,7 @@ def fit(
     diverged = torch.zeros(len(seeds), dtype=torch.bool, device=device)
     losses = torch.full((len(seeds),), torch.nan, device=device)
     # The last checkpoint: step, models, losses, who has diverged, number of evaluations, what sets the schedule back.
-    owned = {part for module in stack.modules for part in module.modules()}
-    if schedule is not None and len(seeds) > 1 and not owned.isdisjoint(list_modules(schedule)):
+    if schedule is not None and len(seeds) > 1 and stack.reads_model(schedule):
         raise ValueError("schedule: reads a model that is trained; with several seeds it would change one alone")
     safe = start = 0, None, losses, diverged, 0, remember_function(schedule)
     in_worker = multiprocessing.current_process().name != "MainProcess"
@@ -531,19 +537,30 @@ def _keep_to(settings):
         *owners, name = path.split(".")  # of a module, or of a class or an object in it
         owner = functools.reduce(lambda o, n: getattr(o, n, None), owners, sys.modules.get(m))
         here = getattr(owner, name, value)
-        if owner is not None and pickle.dumps(here) != pickle.dumps(value):
+        if owner is not None and not _is_same(here, value):
             changed.append((owner, name, here))
-            setattr(owner, name, value)
+            _set(owner, name, value.copy() if isinstance(value, np.ndarray) else value)
     try:
         yield
     finally:
         for owner, name, here in changed:
-            setattr(owner, name, here)
+            _set(owner, name, here)
+
+
+def _is_same(here, value):
+    if isinstance(value, np.ndarray):
+        return type(here) is np.ndarray and here.dtype == value.dtype and np.array_equal(here, value)
+    return type(here) is type(value) and bool(here == value)
+
+
+def _set(owner, name, value):
+    put = setattr if isinstance(owner, (type, types.ModuleType)) else object.__setattr__  # a frozen dataclass
+    put(owner, name, value)
 
 
 @functools.cache
 def _end_with(parent):
-    """End this worker when the process that has started it is gone, killed say: it would compute on for nobody."""
+    """End this process when the one that has sent it work is gone, killed say: it would compute on for nobody."""
 
     def watch():
         while os.getppid() == parent:
@@ -553,10 +570,10 @@ def _end_with(parent):
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _run_task(run, variant, seeds, dtype, settings, part):
+def _run_task(run, variant, seeds, dtype, settings, part, home):
     """A task's result, its error, the seconds that an earlier run has spent on it, and the peak memory."""
-    if multiprocessing.current_process().name != "MainProcess":
-        _end_with(os.getppid())
+    if os.getpid() != home == os.getppid():  # a worker that the sweep's process, of this id, has started
+        _end_with(home)
     with _turn:
         if known := read_part(part):
             return known[0], None, known[1], measure_peak_memory()
@@ -607,8 +624,7 @@ def _concatenate(results, sizes):
         return type(first)(*joined) if hasattr(first, "_fields") else tuple(joined)
     entries = [len(r) if isinstance(r, (list, range)) or np.ndim(r) else 1 for r in results]
     rule = f"{sizes}, one for each seed of a call"
-    is_joined = isinstance(first, (list, range)) or np.ndim(first)
-    require(entries == sizes or (len(results) == 1 and not is_joined), "entries of run's results", entries, rule)
+    require(len(results) == 1 or entries == sizes, "entries of run's results", entries, rule)
     if isinstance(first, torch.Tensor) and first.ndim:
         return np.concatenate([r.detach().cpu().numpy() for r in results])
     if isinstance(first, np.ndarray) and first.ndim:
@@ -699,7 +715,7 @@ def sweep(
     settings = list_settings([run, variants]) if jobs > 1 else {}
     parts = [None] * len(tasks) if nested else name_parts(run, variants, tasks, (desc, dtype, jobs == 1))
     calls = (
-        joblib.delayed(_run_task)(run, variants[name], some, dtype, settings, part)
+        joblib.delayed(_run_task)(run, variants[name], some, dtype, settings, part, os.getpid())
         for (name, some), part in zip(tasks, parts, strict=True)
     )
     collected = {name: [] for name in variants}

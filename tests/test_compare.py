@@ -274,12 +274,20 @@ def give(value, **attributes):
         lambda n: give(torch.zeros(1), mask=n), lambda n: torch.eye(n).to_sparse(),
         lambda n: np.ma.array([1, 2], mask=[0, n - 1]),
         lambda n: np.array([lambda: n, None]), np.random.default_rng,
-        lambda n: torch.nested.nested_tensor([torch.zeros(n)]),
+        lambda n: torch.nested.nested_tensor([torch.zeros(n)]), lambda n: collections.defaultdict(lambda: n),
     ],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_what_objects_hold_beside_their_attributes_tells_them_apart(make):
     assert comparison.describe(make(1)) == comparison.describe(make(1)) != comparison.describe(make(2))
+
+
+def test_the_state_of_the_generators_of_all_is_no_part_of_an_arm():
+    described = []
+    for seed in range(2):
+        random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+        described.append([comparison.describe(f) for f in (random.random, np.random.rand, torch.default_generator)])
+    assert described[0] == described[1]
 
 
 @pytest.mark.parametrize("kind", [">i4", "<u2", "u8", "i1"])

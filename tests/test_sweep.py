@@ -227,9 +227,8 @@ def test_results_without_an_entry_for_each_seed_are_named():
         message = rf"entries of run's results=\[{entries}\]: must be \[2, 1\], one for each"
         with pytest.raises(SweepError, match=message):
             sweep(lambda _, seeds, made=made: {"a": made(seeds)}, ["one"], 3, chunk=2)
-    assert sweep(lambda _, seeds: {"a": 0.5}, ["one"], 3)["one"] == {"a": 0.5}
-    with pytest.raises(SweepError, match=r"entries of run's results=\[4\]: must be \[3\]"):
-        sweep(lambda _, seeds: np.zeros(4), ["one"], 3)
+    found = sweep(lambda _, seeds: {"acc": np.zeros((3, 4)), "steps": np.arange(4), "a": 0.5}, ["one"], 3)["one"]
+    assert found["steps"].tolist() == [0, 1, 2, 3] and found["a"] == 0.5  # of one call nothing is joined
 
 
 @pytest.mark.parametrize(
@@ -242,6 +241,7 @@ def test_bad_arguments_of_a_sweep_are_named(arguments, message):
 
 
 OWN = """
+import dataclasses
 import types
 
 import numpy as np
@@ -251,6 +251,14 @@ CONFIG = {"depth": [1]}
 UNSET = 5
 SPACE = types.SimpleNamespace(rate=1)
 TABLE = np.ones(3)
+SCRATCH = np.zeros(300_000)
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    names: frozenset = frozenset({"a", "b", "c", "d", "e", "f"})
+    rate: float = 0.5
+
+FROZEN = Config()
 
 class Wide:
     height = 1
@@ -259,7 +267,8 @@ class Wide:
         self.width = WIDTH
 
 def run(factor, seeds):
-    held = [Wide.height, SPACE.rate, int(TABLE.sum())]
+    SCRATCH[:3] = factor
+    held = [Wide.height, SPACE.rate, int(TABLE.sum()) if len(FROZEN.names) == 6 and FROZEN.rate == 0.25 else None]
     return [[factor * Wide().width, CONFIG["depth"][0], UNSET, *held] for _ in seeds]
 """
 
@@ -271,6 +280,7 @@ def test_what_was_set_in_a_module_reaches_the_workers(monkeypatch, tmp_path):
     own = importlib.import_module("own_settings")
     own.WIDTH, own.CONFIG["depth"] = 7, [3]
     own.Wide.height, own.SPACE.rate, own.TABLE = 2, 4, np.zeros(3)
+    own.FROZEN = own.Config(rate=0.25)
     monkeypatch.setenv("JOBS", "2")
 
     def run(factor, seeds):

@@ -1,6 +1,7 @@
 """What a loop would compute, of models, losses and schedules that read what a stack does not look at of itself."""
 
 import functools
+import threading
 import types
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mnist1d.engine import Stack
+from mnist1d.engine.replay import RefusedError, _Reads
 from mnist1d.training import evaluate, fit, train
 from mnist1d.utils import set_seed
 
@@ -210,6 +212,102 @@ def test_the_models_that_were_trained_in_turn_are_those_of_the_stack():
     kind, found = evaluate(stack, x, y)
     np.testing.assert_allclose(found, history[f"test_{kind}"][:, -1])
     assert all(torch.equal(stack.params["b.bias"][i], stack.get_module(i).b.bias) for i in range(3))
+
+
+def test_a_stack_that_was_trained_in_turn_goes_on_where_it_stands():
+    stack, _ = fit(build_annealed, DATA, 2, steps=20, batch_size=20, optimizer="sgd", learning_rate=0.1)
+    x, y = (torch.tensor(DATA[k][:20]).expand(2, 20, *DATA[k].shape[1:]) for k in ("x", "y"))
+    before = stack.params["b.bias"].detach().clone()
+    stack.backward(x, y)
+    stack.step()
+    torch.testing.assert_close(stack.params["b.bias"].detach(), before - 0.1 * stack.grads["b.bias"])
+    stack, _ = fit(build_annealed, DATA, 2, steps=20, batch_size=20)
+    assert "'step': tensor(20.)" in repr(stack.state_dict()["optimizers"])
+
+
+def test_what_schedules_and_losses_count_begins_anew_for_models_that_are_trained_in_turn():
+    class Ramp:
+        calls = 0
+
+        def __call__(self, *_):
+            self.calls += 1
+            return min(1.0, self.calls / 20)
+
+    ramp, loss = Ramp(), Ramp()
+    options = {
+        "schedule": ramp, "loss": lambda out, y: loss() * F.cross_entropy(out, y), "steps": 20, "batch_size": 20,
+    }  # fmt: skip
+    together = train(build_annealed, DATA, 2, eval_every=None, **options)["train_loss"]
+    ramp.calls = loss.calls = 0
+    alone = train(build_annealed, DATA, [1], eval_every=None, **options)["train_loss"]
+    np.testing.assert_allclose(together[1], alone[0], rtol=1e-6)
+
+
+# What is as it always was ----------------------------------------------------------------------------------------
+
+
+def test_other_threads_read_tensors_while_one_records():
+    originals = [vars(torch.Tensor).get(name) for name in ("numpy", "tolist", "__array__")]
+    errors, is_over = [], threading.Event()
+
+    def read():
+        while not is_over.is_set():
+            try:
+                torch.ones(3).tolist(), torch.ones(3).numpy()
+            except Exception as error:
+                errors.append(error)
+
+    def record():
+        for _ in range(3):
+            Stack(MLP, [0]).backward(torch.zeros(1, 5, 16), torch.zeros(1, 5, dtype=torch.long))
+            with _Reads(), pytest.raises(RefusedError):
+                torch.ones(2).tolist()
+
+    reader, recorders = threading.Thread(target=read), [threading.Thread(target=record) for _ in range(3)]
+    for thread in (reader, *recorders):
+        thread.start()
+    for thread in recorders:
+        thread.join()
+    is_over.set()
+    reader.join()
+    assert not errors and originals == [vars(torch.Tensor).get(name) for name in ("numpy", "tolist", "__array__")]
+
+
+class Adapted(MLP):
+    def __init__(self):
+        super().__init__()
+        self.a.requires_grad_(False)
+        self.register_buffer("limit", LIMIT)
+        self.act = ACT
+
+    def parameters(self, recurse=True):
+        return (p for p in super().parameters(recurse) if p.requires_grad)
+
+    def middle(self, h):
+        return self.act(h)
+
+
+ACT, LIMIT = nn.GELU(), torch.tensor(float("nan"))
+
+
+@functools.wraps(MLP)
+def build_adapted():
+    return Adapted()
+
+
+class Normed(MLP):
+    def save(self, path):
+        with open(path, "wb") as file:
+            torch.save(self.state_dict(), file)
+
+    def middle(self, h):
+        return h / torch.linalg.norm(h, dim=-1, keepdim=True)
+
+
+@pytest.mark.parametrize("build", [build_adapted, Normed])
+@pytest.mark.filterwarnings("error")
+def test_what_is_alike_is_trained_together(build):
+    check(build, steps=10, loss=lambda out, y: F.cross_entropy(ACT(out), y))
 
 
 # What a loss or a forward pass reads besides ---------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What a check of the engine needs: modules copied and left as they were, pictures of Python state, closeness."""
 
 import copy
+import dis
 import functools
 import io
 import itertools
@@ -28,6 +29,7 @@ __all__ = [
     "keep_function", "keep_random_state", "keep_slots", "list_attributes", "list_globals",
     "list_held", "list_modules", "list_names", "list_settings", "list_unshared", "list_watched", "names_autograd",
     "reads_iterator", "remember_caches", "remember_code", "remember_function", "set_python_random",
+    "share_objects",
 ]  # fmt: skip
 
 INTERNAL = frozenset(vars(nn.Module()))
@@ -38,6 +40,11 @@ SIMPLE = int, float, str, bytes, bool, complex, type(None), np.number
 
 VIEWS = types.MappingProxyType, *map(type, ({}.keys(), {}.values(), {}.items()))  # of a dict
 CACHE = functools._lru_cache_wrapper
+MAY_FAIL = {
+    "cholesky", "cond", "eig", "eigh", "eigvals", "eigvalsh", "inv", "inverse", "ldl_factor", "logdet", "lstsq", "lu",
+    "lu_factor", "matrix_power", "matrix_rank", "pinv", "pinverse", "qr", "slogdet", "solve", "svd", "svdvals",
+    "tensorinv", "tensorsolve",
+}  # fmt: skip
 MOST = 10_000  # things in a picture of what Python holds
 
 # Largest difference between two ways to compute a number, relative to the largest number of its kind in a model.
@@ -726,7 +733,25 @@ def _list_code(module, function):
 
 def catches_errors(module, function):
     """Whether code of forward passes or loss goes on after an error."""
-    return any(f.__code__.co_exceptiontable for f in _list_code(module, function))
+    return any(_catches(f.__code__) for f in _list_code(module, function))
+
+
+@functools.lru_cache(1000)
+def _catches(code):
+    made = {instruction.opname for instruction in dis.get_instructions(code)} if code.co_exceptiontable else set()
+    catches = "CHECK_EXC_MATCH" in made or ("PUSH_EXC_INFO" in made and "WITH_EXCEPT_START" not in made)
+    inner = [c for c in code.co_consts if isinstance(c, types.CodeType)]
+    return catches or "suppress" in code.co_names or any(map(_catches, inner))
+
+
+def share_objects(modules):
+    """Whether modules hold the same objects, besides parts, tensors and what cannot change, in which they may count."""
+    held = []
+    for module in modules:
+        own = [part for part in module.modules() if not type(part).__module__.startswith("torch.")]
+        values = [v for part in own for v in list_attributes(part)]
+        held.append({id(v) for v in values if not isinstance(v, (*SIMPLE, *FUNCTIONS, torch.Tensor, tuple))})
+    return any(held[0] & other for other in held[1:])
 
 
 def remember_caches(modules):
@@ -924,7 +949,7 @@ class Finder(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         name, kwargs = getattr(function, "__name__", ""), kwargs or {}
         self.hook |= name == "register_hook"
-        self.may_fail |= name.startswith("linalg_") or name in ("cholesky", "inverse", "logdet", "qr", "slogdet", "svd")
+        self.may_fail |= name.removeprefix("linalg_") in MAY_FAIL
         if name in ("embedding", "embedding_bag"):
             index = kwargs.get("padding_idx", args[2] if len(args) > 2 and name == "embedding" else None)
             nothing = -1 if function is torch.embedding else None  # torch's own counts from the end before it asks

@@ -139,6 +139,11 @@ class Optimizers:
         """Whether they compute gradients of their own within a step."""
         return any(isinstance(opt, torch.optim.LBFGS) for opt in self._optimizers)
 
+    def adopt(self, i, other):
+        """Take over the one optimiser of another stack, of one model, which takes the place of model i."""
+        other.split()
+        self._optimizers[i], self._rates[i], self._last[i] = other._optimizers[0], other._rates[0], other._last[0]
+
     def split(self):
         """From now on one optimiser for each model, over views of its parameters."""
         if self._shared:

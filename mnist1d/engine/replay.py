@@ -8,6 +8,7 @@ A recording knows nothing of Python: whoever replays one must compare it with th
 """
 
 import functools
+import threading
 from contextlib import nullcontext
 
 import torch
@@ -28,33 +29,49 @@ COPIES = {aten.clone.default, aten._to_copy.default}
 UNKNOWN_SHAPE = torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output
 VALUE_READS = {"numpy", "tolist", "item", "__array__", "__bool__", "__float__", "__int__", "__index__", "__complex__"}
 VALUE_READS |= {"__dlpack__", "__repr__", "__format__", "tensor_split"}
-LEAVING = "numpy", "tolist", "__array__", "__dlpack__"  # of these, what torch does not see as an operation
+LEAVING = {"numpy", "tolist", "__array__", "__dlpack__"}  # of these, what torch does not see as an operation
 FROM_VALUES = {"tensor", "as_tensor", "asarray", "new_tensor", "new"}  # read tensors in the lists that they are given
+
+
+ORIGINALS = {name: getattr(torch.Tensor, name) for name in LEAVING}
+INHERITED = LEAVING - vars(torch.Tensor).keys()
+_LOCK, _RECORDING = threading.Lock(), []  # the threads that record
 
 
 class RefusedError(RuntimeError):
     """A step cannot be recorded; the message says why."""
 
 
+def _refuse_in_recording(name, method):
+    @functools.wraps(method)
+    def read(*args, **kwargs):
+        if threading.get_ident() in _RECORDING:
+            raise RefusedError(f"it reads the value of a tensor ({name})")
+        return method(*args, **kwargs)
+
+    return read
+
+
 class _Reads(TorchFunctionMode):
     """Refuse what takes numbers out of torch: a recording would hold them for ever."""
 
     def __enter__(self):
-        def refuse(name):
-            def method(*_, **__):
-                raise RefusedError(f"it reads the value of a tensor ({name})")
-
-            return method
-
         # A mode of torch's is off within a backward pass, where hooks and functions of one's own may read, too.
-        self.own = {name: vars(torch.Tensor).get(name) for name in LEAVING}
-        for name in LEAVING:
-            setattr(torch.Tensor, name, refuse(name))
+        with _LOCK:
+            if not _RECORDING:
+                for name, method in ORIGINALS.items():
+                    setattr(torch.Tensor, name, _refuse_in_recording(name, method))
+            _RECORDING.append(threading.get_ident())
         return super().__enter__()
 
     def __exit__(self, *args):
-        for name, method in self.own.items():
-            setattr(torch.Tensor, name, method) if method else delattr(torch.Tensor, name)
+        with _LOCK:
+            _RECORDING.remove(threading.get_ident())
+            for name, method in ORIGINALS.items() if not _RECORDING else ():
+                if name in INHERITED:
+                    delattr(torch.Tensor, name)
+                else:
+                    setattr(torch.Tensor, name, method)
         return super().__exit__(*args)
 
     def __torch_function__(self, function, types, args=(), kwargs=None):

@@ -53,6 +53,7 @@ from mnist1d.engine.checks import (
     names_autograd,
     remember_caches,
     set_python_random,
+    share_objects,
 )
 from mnist1d.engine.draws import Draws
 from mnist1d.engine.kernels import find_layers, swapped
@@ -95,6 +96,10 @@ def _have_same_zeros(ours, plain):
 
 def _differ(a, b):
     return not torch.equal(a, b)
+
+
+def _is_same(a, b):
+    return torch.allclose(a, b, 0, 0, equal_nan=True)
 
 
 def _has_padding(module):
@@ -161,7 +166,7 @@ class Stack:
     stacked : bool or None
         Whether the models are computed together; None before the first batch.
     remembers : bool
-        Whether they are not because they count or remember in Python, maybe in what all of them share.
+        Whether they are not because they count or remember in what all of them share: a class, a global.
     check_next : bool
         Compare the next step with the plain way, and its replay with autograd. True before the last step of a loop,
         a change that neither sees is found wherever it came.
@@ -189,7 +194,7 @@ class Stack:
         if isinstance(build, nn.Module):
             raise ValueError(f"build: is a {type(build).__name__}; must be what makes one: the class, or `lambda: ...`")
         try:
-            inspect.signature(build).bind()
+            inspect.signature(build, follow_wrapped=False).bind()
         except TypeError as error:
             raise ValueError(
                 f"build: cannot be called without arguments ({error}); must be, as `lambda: ...`"
@@ -262,6 +267,7 @@ class Stack:
         self._dicts, self._copies, self._places, self._versions = [], [], [], []  # of the models, as they were stacked
         self._since_plain = self._steps = 0  # since the last comparison with the plain way, and in all
         self._gaps, self._gap, self._widest, self._has_changed = random.Random(0), 1, 8, False
+        self._evaluated = None, 0  # what was read outside at the last evaluation, and its hash
         self._pictures, self._n_pictures = set(), 0  # of what was read outside, at steps up to now
         settings = optimizer, learning_rate, momentum, weight_decay
         with keep_random_state():
@@ -272,20 +278,25 @@ class Stack:
 
     def _check_modules(self):
         module = self.modules[0]
-        if set(module.parameters()) != {p for _, p in module.named_parameters()}:
-            rule = "must give the same ones: freeze the others by `requires_grad_(False)`"
+        if not {p for _, p in module.named_parameters() if p.requires_grad} <= set(module.parameters()):
+            rule = "must give the same trained ones: freeze the others by `requires_grad_(False)`"
             raise ValueError(f"build: `parameters` and `named_parameters` of the module differ; {rule}")
         tensors = [*module.named_parameters(), *module.named_buffers()]
         if sparse := [name for name, t in tensors if t.layout != torch.strided]:
             rule = "must be dense, or an attribute that is no buffer"
             raise ValueError(f"build: {', '.join(sparse)} is sparse or nested; {rule}")
-        owned = {part for m in self.modules for part in m.modules()}
-        if len(self) > 1 and not owned.isdisjoint(list_modules(self.objective or self.loss)):
+        if len(self) > 1 and self.reads_model(self.objective or self.loss):
             rule = "with several seeds each must read its own: as `objective(model, ...)` of a Stack, or in its forward"
             raise ValueError(f"loss: reads a model that is trained; {rule}")
         of_first = dict(module.named_buffers())
         others = [dict(m.named_buffers()) for m in self.modules[1:]]
         self._shared = [name for name, t in of_first.items() if any(o.get(name) is t for o in others)]
+
+    def reads_model(self, function):
+        """Whether a loss or a schedule names, holds or encloses a part of a model that has parameters to train."""
+        parts = [part for m in self.modules for part in m.modules() if part is not function]
+        trained = {part for part in parts if any(p.requires_grad for p in part.parameters())}
+        return not trained.isdisjoint(list_modules(function))
 
     # State -----------------------------------------------------------------------------------------------------
 
@@ -416,13 +427,15 @@ class Stack:
                     if name in stacked and stacked[name][i].shape == own.shape:
                         stacked[name][i].copy_(trained[name][0] if name in trained else own)
                         own.data = stacked[name].detach()[i]
+            self.optimizers.adopt(i, other.optimizers)
             self._rng[i], self._python_rng[i] = other._rng[0], other._python_rng[0]
+        self._shared = []
 
     def __getstate__(self):
         """Without recordings and comparisons, which whoever reads it makes anew."""
-        without = {"_recordings": {}, "_evaluates_together": {}, "_batch": None, "_losses": None, "_since_check": 0,
-                   "_seen": None, "_handed_out": {}, "_watched": [], "_dicts": [], "_copies": [], "_places": [],
-                   "_versions": [], "_memory": [], "_held": ()}  # fmt: skip
+        without = {"_recordings": {}, "_evaluates_together": {}, "_evaluated": (None, 0), "_batch": None,
+                   "_losses": None, "_since_check": 0, "_seen": None, "_handed_out": {}, "_watched": [], "_dicts": [],
+                   "_copies": [], "_places": [], "_versions": [], "_memory": [], "_held": ()}  # fmt: skip
         return {**self.__dict__, **without}
 
     def __setstate__(self, state):
@@ -700,10 +713,10 @@ class Stack:
         with Finder() as finder:
             losses = self._backward_plain(batch)  # an error here is the user's own
         pairs = [(p, values[name]) for name, p in self.params.items()]
-        if shared := [name for name in self._shared if not torch.equal(self.buffers[name], before[0][name])]:
+        if shared := [name for name in self._shared if not _is_same(self.buffers[name], before[0][name])]:
             rule = "must be one for each seed, or stay as it is (in evaluation mode)"
             raise ValueError(f"build: the buffer {shared[0]} is that of all seeds, and training changes it; {rule}")
-        if not all(torch.allclose(p, value, 0, 0, equal_nan=True) for p, value in pairs):
+        if not all(_is_same(p, value) for p, value in pairs):
             reason = "the module changes parameters in its forward pass"
         elif {name for name, _ in module.named_buffers()} != self.buffers.keys():
             reason = "a buffer of the module begins as None"
@@ -712,9 +725,9 @@ class Stack:
         elif len(self) > 1 and (finder.padding or _has_padding(module)):
             reason = "vmap gives the padding of an embedding a gradient"
         elif seen[0] != (now := describe())[0]:
-            self.remembers = True
             reason = "the module counts or remembers in Python, or in tensors that are no buffers"
-            reason += "of itself, in a class say, is that of all seeds together"
+            kinds, outside = ([picture[0][0][0], picture[0][2]] for picture in (seen, now))
+            self.remembers = kinds != outside or share_objects(self.modules)
         elif seen[1] != now[1]:
             reason = "the loss counts or remembers in Python, and what it counts is that of all seeds together"
         elif has_hooks(module) or (finder.hook and len(self) > 1):
@@ -858,7 +871,7 @@ class Stack:
                 losses = self._backward_plain(batch)
                 begins_to_remember = held != (freeze_module(self.modules[0]), freeze_tensors(self.modules[0]))
             pairs = [(p, values[name]) for name, p in self.params.items()]
-            if not all(torch.allclose(p, value, 0, 0, equal_nan=True) for p, value in pairs):  # in a forward pass
+            if not all(_is_same(p, value) for p, value in pairs):  # in a forward pass
                 self._load(values)
                 return False
             if begins_to_remember:
@@ -1115,7 +1128,12 @@ class Stack:
         """All models together if that works and, the first time, gives what they give one by one."""
         key = identify(function)
         if self.stacked and key is not None:
-            key = key, hash(repr(self._get_outside()))
+            outside = self._get_outside()
+            if outside != self._evaluated[0]:
+                self._evaluated = outside, hash(repr(outside))
+            key = key, self._evaluated[1]
+            if key not in self._evaluates_together and len(self._evaluates_together) >= MOST_FUNCTIONS:
+                self._evaluates_together.clear()  # functions made anew each time
         if not self.stacked or key is None or self._has_own_modes or not self._evaluates_together.get(key, True):
             return self._evaluate_plain(function, batch)
         self._template.eval()
@@ -1138,8 +1156,6 @@ class Stack:
             self._evaluates_together[key] = False
             return self._evaluate_plain(function, batch)
         if key not in self._evaluates_together:
-            if len(self._evaluates_together) >= MOST_FUNCTIONS:  # functions made anew each time
-                self._evaluates_together.clear()
             self._restore_inner(saved)
             plain = self._evaluate_plain(function, batch)
             pairs = zip(tree_leaves(together), tree_leaves(plain), strict=True)
