@@ -78,7 +78,8 @@ def test_the_number_of_new_seeds_counts_both_ways_to_decide():
     mean, sd, rng = difference.mean(), difference.std(ddof=1), np.random.default_rng(0)
 
     def decide(n):
-        return np.mean([judge_difference(rng.normal(mean, sd, n), 0.5)[0] != "undecided" for _ in range(2000)])
+        low, high = np.array([confidence_interval(sample)[1:] for sample in rng.normal(mean, sd, (2000, n))]).T
+        return np.mean((low > 0) | (high < 0) | ((low >= -0.5) & (high <= 0.5)))
 
     assert 0.77 < decide(needed) < 0.83 and decide(needed // 2) < 0.7
 
