@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from mnist1d.engine import Stack
 from mnist1d.engine.replay import RefusedError, _Reads
+from mnist1d.engine.stack import _OWNERS
 from mnist1d.training import evaluate, fit, train
 from mnist1d.utils import set_seed
 
@@ -216,6 +217,8 @@ def test_the_models_that_were_trained_in_turn_are_those_of_the_stack():
 
 def test_a_stack_that_was_trained_in_turn_goes_on_where_it_stands():
     stack, _ = fit(build_annealed, DATA, 2, steps=20, batch_size=20, optimizer="sgd", learning_rate=0.1)
+    owned = {key for key, owner in _OWNERS.items() if owner is stack}
+    assert owned == {id(p) for module in stack.modules for p in module.parameters()}  # and none that is gone
     x, y = (torch.tensor(DATA[k][:20]).expand(2, 20, *DATA[k].shape[1:]) for k in ("x", "y"))
     before = stack.params["b.bias"].detach().clone()
     stack.backward(x, y)

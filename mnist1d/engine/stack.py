@@ -420,7 +420,10 @@ class Stack:
     def adopt(self, others):
         """Take over the models, each a stack of one, that have been trained in place of these."""
         for i, other in enumerate(others):
+            for p in self.modules[i].parameters():  # whose ids may soon be those of others
+                _OWNERS.pop(id(p), None)
             self.modules[i] = module = other.modules[0]
+            _OWNERS.update({id(p): self for p in module.parameters() if p.requires_grad})
             for getter, held in (("named_parameters", "params"), ("named_buffers", "buffers")):
                 stacked, trained = getattr(self, held), getattr(other, held)
                 for name, own in getattr(module, getter)():
