@@ -279,7 +279,7 @@ def confidence_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, 
     Raises
     ------
     ValueError
-        If `level` lies outside, or there is no value.
+        If `level` lies outside, or there is no value, or one that is no number or lies under a mask.
     """
     require(isinstance(level, numbers.Real) and 0 < level < 1, "level", level, "a number between 0 and 1")
     good = np.ndim(values) == 1 and len(values) > 0 and np.asarray(values).dtype.kind in "biuf"

@@ -387,9 +387,9 @@ def fit(
     history = {"train_loss": []}
     diverged = torch.zeros(len(seeds), dtype=torch.bool, device=device)
     losses = torch.full((len(seeds),), torch.nan, device=device)
-    # The last checkpoint: step, models, losses, who has diverged, number of evaluations, what sets the schedule back.
     if schedule is not None and len(seeds) > 1 and stack.reads_model(schedule):
         raise ValueError("schedule: reads a model that is trained; with several seeds it would change one alone")
+    # The last checkpoint: step, models, losses, who has diverged, number of evaluations, what sets the schedule back.
     safe = start = 0, None, losses, diverged, 0, remember_function(schedule)
     in_worker = multiprocessing.current_process().name != "MainProcess"
     bar = tqdm(total=steps, desc="training", delay=10, leave=False, disable=True if in_worker else None)
@@ -475,7 +475,7 @@ def train(
         Steps between evaluations, 250 by default; the first is before training, the last after `steps`. With None
         there are none: `train_loss` after `steps` is all that is returned.
     schedule : callable, optional
-        Maps a step, from 0, to a factor of the learning rate; by default 1.
+        Maps a step, from 0, to a factor of the learning rate, by the step alone; by default 1.
     clip : float, optional
         Largest norm of a model's gradient.
 
@@ -514,7 +514,7 @@ def early_stopped(history: Mapping[str, np.ndarray]) -> np.ndarray:
     Raises
     ------
     ValueError
-        If `history` lacks one of them.
+        If `history` lacks one of them, or they have not one shape.
     """
     if lacking := sorted({"val_acc", "test_acc"} - history.keys()):
         raise ValueError(f"history: has no {lacking}; must come of data with make_dataset's validation_split")
@@ -531,7 +531,7 @@ _thread = threading.local()
 
 @contextmanager
 def _keep_to(settings):
-    """Within it the modules of this process hold these values, (module, name) to value, as those of the caller do."""
+    """Within it the modules of this process hold these values, (module, path) to value, as those of the caller do."""
     changed = []
     for (m, path), value in settings.items():
         *owners, name = path.split(".")  # of a module, or of a class or an object in it

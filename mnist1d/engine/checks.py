@@ -810,7 +810,7 @@ def list_names(code):
 
 
 def list_settings(values):
-    """Plain values that functions and classes among these read in modules of one's own: (module, name) to value.
+    """Plain values that functions and classes among these read in modules of one's own: (module, path) to value.
 
     Workers import such a module anew, and would not see what was set since.
     """
