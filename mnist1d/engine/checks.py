@@ -193,7 +193,7 @@ def hold_alike(module, other):
         if isinstance(a, torch.Tensor):
             if id(a) in names or id(b) in names_of_other:
                 return names.get(id(a)) == names_of_other.get(id(b))
-            return a.grad_fn is not None or _have_same_numbers(a, b)  # if not made of parameters, anew at every call
+            return a.grad_fn is not None or have_same_numbers(a, b)  # if not made of parameters, anew at every call
         if isinstance(a, SIMPLE):
             return a == b or (a != a and b != b)
         if (id(a), id(b)) in seen:
@@ -243,7 +243,8 @@ def hold_alike(module, other):
     return are_alike(module, other)
 
 
-def _have_same_numbers(a, b):
+def have_same_numbers(a, b):
+    """Whether two tensors are equal; sparse ones count as different."""
     try:
         return a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, 0, 0, equal_nan=True)
     except RuntimeError:  # sparse ones, say
@@ -433,7 +434,7 @@ def remember_function(function):
                 }
                 places += [(owner, name, value) for name, value in found.items()]
                 held += found.values()
-    restores = _keep_contents([*modules, *held], {})
+    restore_held = _remember_places(places, _keep_contents([*modules, *held], {}))
 
     def restore():
         for cell, value in cells:
@@ -442,6 +443,15 @@ def remember_function(function):
         for known, name, value in names:
             if known.get(name) is not value:
                 known[name] = value
+        restore_held()
+
+    return restore
+
+
+def _remember_places(places, restores):
+    """What gives back attributes, (owner, name, value), and what `restores` do."""
+
+    def restore():
         for owner, name, value in places:
             if vars(owner).get(name) is not value:
                 setattr(owner, name, value)
@@ -456,16 +466,7 @@ def remember_code(functions):
     restores = [remember_function(f) for f in functions if f is not None]
     kinds = {kind for f in functions for kind in getattr(f, "__mro__", ()) if not is_library(kind)}
     held = [(k, name, v) for k in kinds for name, v in vars(k).items() if name[:2] != "__" and not callable(v)]
-    restores += _keep_contents([value for *_, value in held], {})
-
-    def restore():
-        for kind, name, value in held:
-            if vars(kind).get(name) is not value:
-                setattr(kind, name, value)
-        for give_back in restores:
-            give_back()
-
-    return restore
+    return _remember_places(held, [*restores, *_keep_contents([value for *_, value in held], {})])
 
 
 @contextmanager

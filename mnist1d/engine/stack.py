@@ -37,6 +37,7 @@ from mnist1d.engine.checks import (
     get_python_random,
     has_forward_hooks,
     has_hooks,
+    have_same_numbers,
     hold_alike,
     holds_parameters,
     identify,
@@ -96,10 +97,6 @@ def _have_same_zeros(ours, plain):
 
 def _differ(a, b):
     return not torch.equal(a, b)
-
-
-def _is_same(a, b):
-    return torch.allclose(a, b, 0, 0, equal_nan=True)
 
 
 def _has_padding(module):
@@ -716,10 +713,10 @@ class Stack:
         with Finder() as finder:
             losses = self._backward_plain(batch)  # an error here is the user's own
         pairs = [(p, values[name]) for name, p in self.params.items()]
-        if shared := [name for name in self._shared if not _is_same(self.buffers[name], before[0][name])]:
+        if shared := [name for name in self._shared if not have_same_numbers(self.buffers[name], before[0][name])]:
             rule = "must be one for each seed, or stay as it is (in evaluation mode)"
             raise ValueError(f"build: the buffer {shared[0]} is that of all seeds, and training changes it; {rule}")
-        if not all(_is_same(p, value) for p, value in pairs):
+        if not all(have_same_numbers(p, value) for p, value in pairs):
             reason = "the module changes parameters in its forward pass"
         elif {name for name, _ in module.named_buffers()} != self.buffers.keys():
             reason = "a buffer of the module begins as None"
@@ -874,7 +871,7 @@ class Stack:
                 losses = self._backward_plain(batch)
                 begins_to_remember = held != (freeze_module(self.modules[0]), freeze_tensors(self.modules[0]))
             pairs = [(p, values[name]) for name, p in self.params.items()]
-            if not all(_is_same(p, value) for p, value in pairs):  # in a forward pass
+            if not all(have_same_numbers(p, value) for p, value in pairs):  # in a forward pass
                 self._load(values)
                 return False
             if begins_to_remember:
