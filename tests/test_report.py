@@ -154,7 +154,7 @@ def test_second_seeds_stand_beside_the_first(checkout, capsys):
     assert (checkout / "figures" / "verdicts.png").stat().st_size > 1000
     write(checkout / "build" / "replicate", -1.0, seed_offset=1000, code="other")  # is shown, and does not count
     assert report.main([], checkout) == 0
-    assert "Run again with other seeds" not in (checkout / "README.md").read_text(encoding="utf-8")
+    assert "run again with other seeds" not in (checkout / "README.md").read_text(encoding="utf-8")
     assert report.STALE in (checkout / "REPRODUCTION.md").read_text(encoding="utf-8")
     assert report.collect_replication(checkout) and "figures/replication.json" in capsys.readouterr().out
 
