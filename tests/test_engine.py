@@ -1048,3 +1048,44 @@ def test_a_stack_that_runs_one_by_one_goes_back_to_its_beginning():
             stack.step()
             stack.load_state_dict(first)
     assert torch.equal(*losses)
+
+
+def spoil(monkeypatch, stack, is_spoiled, of_loss=1.0):
+    """Let the way together be wrong in the comparisons, counted from 0, that are; a list of them all."""
+    together, compared = Stack._run_on_copy, []
+
+    def run(self, batch):
+        loss, first, *others = together(self, batch)
+        if self is stack and self._since_plain > 1:  # a comparison that comes after steps without one
+            compared.append(is_spoiled(len(compared)))
+            if compared[-1]:
+                loss, first = loss * of_loss, first * 1.5
+        return loss, first, *others
+
+    monkeypatch.setattr(Stack, "_run_on_copy", run)
+    return compared
+
+
+def test_a_comparison_that_a_unit_at_its_kink_spoils_is_put_off(monkeypatch):
+    """Rounding does so where one example makes most of a gradient: it moves that, no loss, and not for long."""
+    stacks = [Stack(MLP, SEEDS, learning_rate=1e-3, replay=False) for _ in range(2)]
+    compared = spoil(monkeypatch, stacks[1], lambda i: i % 5 != 4)
+    for batch in draw(steps=60):
+        for stack in stacks:
+            stack.backward(*batch)
+            stack.step()
+    assert len(compared) > 5 and stacks[1].stacked
+    for name, p in stacks[0].params.items():
+        torch.testing.assert_close(stacks[1].params[name], p, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("of_loss", "most"), [(1.0, 5), (1.01, 1)])
+@pytest.mark.filterwarnings("ignore:.*one seed after the other")
+def test_a_comparison_is_put_off_only_so_often_and_never_where_a_loss_is_wrong(of_loss, most, monkeypatch):
+    stack = Stack(MLP, SEEDS, learning_rate=1e-3, replay=False)
+    compared = spoil(monkeypatch, stack, lambda i: True, of_loss)
+    with pytest.raises(ReplayError, match="steps after the last comparison"):
+        for batch in draw(steps=60):
+            stack.backward(*batch)
+            stack.step()
+    assert len(compared) == most
