@@ -264,6 +264,18 @@ def _is_logits(out):
     return out.ndim == 3 and out.shape[-1] > 1  # one number is no choice between classes
 
 
+def _check_dtype(stack, x):
+    """A ValueError where models of another floating-point type do not take x [seed, n, ...]."""
+    kinds = {p.dtype for p in stack.params.values()}
+    if x.is_floating_point() and x.dtype not in kinds:
+        try:
+            stack.evaluate(_answer, x[:, :2])
+        except RuntimeError as error:
+            names = ", ".join(map(str, kinds))
+            rule = f"what the models take, which are {names}: cast x in forward, or call torch.set_default_dtype"
+            raise ValueError(f"x: is {x.dtype}, torch's default; must be {rule} ({error})") from error
+
+
 def check_labels(stack, x, y, split=""):
     """A ValueError where cross-entropy cannot take labels for the models' outputs; x [seed, n, ...] for these."""
     loss = getattr(stack.loss, "func", stack.loss)  # of a partial
@@ -382,6 +394,7 @@ def fit(
     set_back_all = remember_code([build, loss, schedule]) if len(seeds) > 1 else None
     stack = make_stack()
     clear_caches = remember_caches(stack.modules)
+    _check_dtype(stack, x)
     rule = "None, a scheduler of the optimiser sets the rate"
     require(schedule is None or not stack.optimizers.have_schedulers, "schedule", schedule, rule)
     history = {"train_loss": []}

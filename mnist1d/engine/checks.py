@@ -5,6 +5,7 @@ import dis
 import functools
 import io
 import itertools
+import logging
 import random
 import sys
 import types
@@ -21,12 +22,13 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 __all__ = [
     "Finder", "catches_errors", "copy_module", "encloses_itself", "find_shared_memory", "freeze_function",
     "freeze_held", "freeze_module", "freeze_tensors", "get_python_random", "has_forward_hooks", "has_hooks",
-    "hold_alike", "holds_parameters", "identify", "is_answer_close", "is_close", "is_library", "keep_attributes",
-    "keep_function", "keep_random_state", "keep_slots", "list_attributes", "list_globals",
+    "have_same_numbers", "hold_alike", "holds_parameters", "identify", "is_answer_close", "is_close", "is_library",
+    "keep_attributes", "keep_function", "keep_random_state", "keep_slots", "list_attributes", "list_globals",
     "list_held", "list_modules", "list_names", "list_settings", "list_unshared", "list_watched", "names_autograd",
     "reads_iterator", "remember_caches", "remember_code", "remember_function", "set_python_random",
     "share_objects",
@@ -107,6 +109,9 @@ def copy_module(module, share=False):
         for value in [*vars(part).values(), *part._buffers.values()]:
             if isinstance(value, torch.Tensor):
                 memo[id(value)] = _mirror(value, value.detach().clone())
+        for value in tree_leaves([v for v in vars(part).values() if isinstance(v, (list, tuple, dict))]):
+            if isinstance(value, torch.Tensor) and value.grad_fn is not None:  # activations that it collects, say
+                memo[id(value)] = value.detach().clone()
         if share:
             memo |= {id(v): v for v in list_attributes(part) if _is_plain(v, tensors=True)}
     copied = copy.deepcopy(module, memo)
@@ -549,7 +554,7 @@ def _freeze(value, seen=None):
         return every([value.__func__])
     if isinstance(value, property):
         return every([value.fget])
-    if isinstance(value, types.ModuleType) or (isinstance(value, FUNCTIONS) and is_library(value)):
+    if isinstance(value, (types.ModuleType, logging.Logger)) or (isinstance(value, FUNCTIONS) and is_library(value)):
         return id(value)
     if isinstance(value, types.FunctionType):
         return id(value), *every([*_read_names(value), vars(value)])

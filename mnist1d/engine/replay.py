@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-__all__ = ["RefusedError", "Replay"]
+__all__ = ["RefusedError", "Replay", "record"]
 
 aten = torch.ops.aten
 EMPTY = {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default}
@@ -91,7 +91,13 @@ def _get_address(tensor):
 
 
 def _get_layout(tensor):
-    return _get_address(tensor), tensor.dtype, tensor.storage_offset(), tensor.shape, tensor.stride()
+    marks = tensor.is_conj(), tensor.is_neg()
+    return _get_address(tensor), tensor.dtype, tensor.storage_offset(), tensor.shape, tensor.stride(), marks
+
+
+def _alias(nested):
+    """The same tensors, of shapes and strides that stay."""
+    return tree_map_only(torch.Tensor, torch.Tensor.detach, nested)
 
 
 class _Call:
@@ -124,13 +130,14 @@ class _Recorder(TorchDispatchMode):
             # Autograd finds the gradient of a linear layer's weights as (A' B)': B' A needs no copy.
             a, b = self.products[_get_layout(args[0])]
             return self.__torch_dispatch__(aten.bmm.default, types, (b.transpose(1, 2), a))
+        given = _alias((args, kwargs or {}))  # an operation may transpose a tensor in place
         out = function(*args, **(kwargs or {}))
         outputs = out if isinstance(out, (tuple, list)) else (out,)
         if out is None and not function._schema.is_mutable:
             raise RefusedError(f"{function} looks whether something has failed")
         if any(not isinstance(tensor, torch.Tensor | None) for tensor in outputs):
             raise RefusedError(f"{function} gives something else than tensors")
-        self.calls.append(_Call(function, args, kwargs or {}, outputs))
+        self.calls.append(_Call(function, *given, _alias(outputs)))
         if is_transpose:
             self.transposed[_get_layout(out)] = args[0]
         elif function is aten.bmm.default and _get_layout(args[0]) in self.transposed:
@@ -240,6 +247,13 @@ def _make_step(call, move, draws):
     return functools.partial(operation._op, *args, **kwargs, **dict(zip(names, outputs, strict=True)))
 
 
+def record(function, inputs, draws=None):
+    """The operations of a function of tensors, and its results; a RefusedError if it reads values, say."""
+    with draws or nullcontext(), _Recorder() as recorder, _Reads():
+        results = function(*inputs)
+    return recorder.calls, results
+
+
 class Replay:
     """A function of tensors, recorded.
 
@@ -270,11 +284,10 @@ class Replay:
             with torch.cuda.graph(self.graph):
                 self.results = function(*self.inputs)
             return
-        with draws or nullcontext(), _Recorder() as recorder, _Reads():
-            self.results = function(*self.inputs)
+        calls, self.results = record(function, self.inputs, draws)
         self.graph = None
         addresses = {_get_address(t) for t in self.results}
-        calls = _select(recorder.calls, addresses)
+        calls = _select(calls, addresses)
         place = _plan_memory(calls, addresses)
 
         def move(tensor):

@@ -59,7 +59,7 @@ from mnist1d.engine.checks import (
 from mnist1d.engine.draws import Draws
 from mnist1d.engine.kernels import find_layers, swapped
 from mnist1d.engine.optimizers import Optimizers
-from mnist1d.engine.replay import RefusedError, Replay
+from mnist1d.engine.replay import RefusedError, Replay, record
 from mnist1d.transform import list_seeds
 from mnist1d.utils import set_seed
 
@@ -76,6 +76,7 @@ MAX_RECORDINGS = 4
 MOST_PICTURES = 10_000  # of what models read outside that are known to have been compared
 MOST_FUNCTIONS = 64  # of which it is known that they can be evaluated together
 SINGLE = torch.float32, torch.float16, torch.bfloat16
+REMEMBERS = "the loss counts or remembers in Python, and what it counts is that of all seeds together"
 DIFFERENT = "computed together, the models give other numbers than one by one"
 ATTEMPTS = 3  # Python's generators belong to all threads: another one may draw too, but not every time
 
@@ -117,7 +118,8 @@ class _Objective(nn.Module):
 
 
 def _has_own_modes(part):
-    return type(part).train is not nn.Module.train or type(part).eval is not nn.Module.eval
+    own = {"train", "eval"} & vars(part).keys()  # put over by whoever built it
+    return bool(own) or type(part).train is not nn.Module.train or type(part).eval is not nn.Module.eval
 
 
 def _copy(batch):
@@ -265,6 +267,7 @@ class Stack:
         self._dicts, self._copies, self._places, self._versions = [], [], [], []  # of the models, as they were stacked
         self._since_plain = self._steps = 0  # since the last comparison with the plain way, and in all
         self._gaps, self._gap, self._widest, self._has_changed = random.Random(0), 1, 8, False
+        self._is_told = False  # that the loss is that of all
         self._doubts, self._put_off = 0, False  # comparisons without an answer, one after the other, and this one
         self._evaluated = None, 0  # what was read outside at the last evaluation, and its hash
         self._pictures, self._n_pictures = set(), 0  # of what was read outside, at steps up to now
@@ -351,7 +354,13 @@ class Stack:
     def get_module(self, i):
         """Model i as a module of its own, its state shared with nothing."""
         self._sync_buffers(i)
-        return copy_module(self.modules[i])
+        try:
+            return copy_module(self.modules[i])
+        except Exception as error:  # whatever a module may hold
+            name = type(self.modules[i]).__name__
+            raise ValueError(
+                f"get_module: {name} cannot be copied ({error}); stack.modules[{i}] is the model"
+            ) from error
 
     def _make_template(self):
         """A copy of the first module that reads its state from the stack: what is computed anew in a backward pass."""
@@ -577,6 +586,21 @@ class Stack:
         self._handed_out = dict(self.grads)
         return torch.stack(losses)
 
+    def _backward_in_turn(self, batch):
+        """The same, with a warning at the first step in which the loss, which all models share, remembers."""
+        if len(self) == 1 or self._is_told:
+            return self._backward_plain(batch)
+        before = self._get_loss_state()
+        losses = self._backward_plain(batch)
+        if self._get_loss_state() != before:
+            self._is_told = True
+            warnings.warn(REMEMBERS, stacklevel=5)
+        return losses
+
+    def _get_loss_state(self):
+        function = self.objective or self.loss
+        return freeze_function(function), [freeze_held(m) for m in list_modules(function) if m is not self.modules[0]]
+
     # All models together -----------------------------------------------------------------------------------------
 
     def _call(self, function, params, buffers, *batch):
@@ -595,7 +619,10 @@ class Stack:
             if len(self) > 1:
                 return vmap(one, randomness="different")(params, buffers, *batch)
             first = [{name: t[0] for name, t in d.items()} for d in (params, buffers)]
+            places = [(p, p.data_ptr()) for p in first[0].values()]
             out, after = one(*first, *(t[0] for t in batch))
+            if torch.is_grad_enabled() and any(p.data_ptr() != place for p, place in places):  # `p.data = ...`
+                raise RefusedError("the module changes parameters in its forward pass")
             return tree_map_only(torch.Tensor, lambda t: t.unsqueeze(0), out), {
                 k: t.unsqueeze(0) for k, t in after.items()
             }
@@ -702,9 +729,8 @@ class Stack:
         watched = list_watched(module)
 
         def describe():
-            of_loss = [freeze_held(m) for m in list_modules(function) if m is not module]
             outside = [freeze() for freeze in watched]
-            return (freeze_module(module), freeze_tensors(module), outside), (freeze_function(function), of_loss)
+            return (freeze_module(module), freeze_tensors(module), outside), self._get_loss_state()
 
         try:
             fresh = [copy_module(m) for m in self.modules]  # as they are before anything has run
@@ -731,7 +757,7 @@ class Stack:
             kinds, outside = ([picture[0][0][0], picture[0][2]] for picture in (seen, now))
             self.remembers = kinds != outside or share_objects(self.modules)
         elif seen[1] != now[1]:
-            reason = "the loss counts or remembers in Python, and what it counts is that of all seeds together"
+            reason, self._is_told = REMEMBERS, True
         elif has_hooks(module) or (finder.hook and len(self) > 1):
             reason = "it has hooks on gradients"
         elif has_forward_hooks(module):
@@ -792,6 +818,9 @@ class Stack:
                 is_near = self._agree_in_double(batch, fresh, together, plain, otherwise=is_near and not may_lose)
             same &= is_near
             same &= all(torch.equal(a, b) for a, b in zip(self._rng, after[1], strict=True))
+            if same and len(self) == 1:  # what acts by a value, in a rare step maybe, runs by itself: vmap refuses it
+                with keep_attributes([self._template]):
+                    record(self._backward_together, _copy(batch), self._draws)
             return "" if same else DIFFERENT
         except Exception as error:  # whatever a module does that vmap cannot; the plain way has just worked
             return str(error).strip().splitlines()[0] or type(error).__name__
@@ -1082,7 +1111,7 @@ class Stack:
         if self.stacked:
             self._look_at_models()
         if not self.stacked:
-            return self._backward_plain(batch)
+            return self._backward_in_turn(batch)
         try:
             if self._is_due() and not self._is_as_plain(batch):
                 text = f"{DIFFERENT}, {self._since_plain - 1} steps after the last comparison; from now on they part"
@@ -1119,10 +1148,15 @@ class Stack:
         with keep_random_state():
             for i, module in enumerate(self.modules):
                 own = [(p, p.grad, p.detach().clone()) for p in module.parameters()]
+                parts = [(part._modules, dict(part._modules)) for part in module.modules()]
                 module.zero_grad()
                 with self._random_of(i):
                     module.eval()  # which not every module returns
                     outs.append(function(module, *(t[i].clone() for t in batch)))
+                for named, before in parts:  # a fused layer, say, that evaluation mode alone has
+                    if named.keys() != before.keys():
+                        named.clear()
+                        named.update(before)
                 self._sync_buffers(i)
                 self._sync_parameters(i)
                 for p, grad, value in own:

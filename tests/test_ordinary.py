@@ -1,0 +1,283 @@
+"""What people write every day: targets that follow, norms that are kept, layers that are frozen or fused."""
+
+import copy
+import logging
+import math
+import types
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mnist1d.training import fit, train
+
+STEPS = 24
+logger = logging.getLogger(__name__)
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(120, 12)), rng.integers(5, size=120)
+    return {"x": x[:80], "y": y[:80], "x_test": x[80:], "y_test": y[80:]}
+
+
+def run_plain(build, data, seed, steps=STEPS, batch_size=20, rate=0.05):
+    """Loss of the last batch, test accuracy and model of a loop as anybody writes it."""
+    x, x_test = (torch.as_tensor(data[name], dtype=torch.float32) for name in ("x", "x_test"))
+    y, y_test = torch.as_tensor(data["y"]), torch.as_tensor(data["y_test"])
+    torch.manual_seed(seed)
+    model = build()
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+    model.train()
+    for step in range(steps):
+        rows = torch.arange(step * batch_size, (step + 1) * batch_size) % len(x)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x[rows]), y[rows])
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        return loss.item(), 100 * (model(x_test).argmax(1) == y_test).double().mean().item(), model
+
+
+class Target(nn.Module):
+    """Its target network follows every seven steps; the step is a buffer, so that a checkpoint holds it."""
+
+    def __init__(self):
+        super().__init__()
+        self.online, self.head = nn.Linear(12, 8), nn.Linear(8, 5)
+        self.target = copy.deepcopy(self.online).requires_grad_(False)
+        self.register_buffer("step", torch.tensor(0))
+
+    def forward(self, x):
+        if self.training:
+            self.step += 1
+            if self.step % 7 == 0:
+                for p, q in zip(self.online.parameters(), self.target.parameters(), strict=True):
+                    q.data = 3 * p.data
+        return self.head(self.online(x).relu() - self.target(x).relu())
+
+
+class Mean(nn.Module):
+    """What evaluation subtracts, an attribute, is refreshed every seven steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.mean = nn.Linear(12, 5), torch.zeros(12)
+        self.register_buffer("step", torch.tensor(0))
+
+    def forward(self, x):
+        if self.training:
+            self.step += 1
+            if self.step % 7 == 0:
+                self.mean = x.mean(0) + 2
+            return self.net(x)
+        return self.net(x - self.mean)
+
+
+class Shrink(nn.Module):
+    """Its weights are shrunk and perturbed every seven steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.o = nn.Linear(12, 8), nn.Linear(8, 5)
+        self.register_buffer("step", torch.tensor(0))
+
+    def forward(self, x):
+        if self.training:
+            self.step += 1
+            if self.step % 7 == 0:
+                with torch.no_grad():
+                    self.a.weight.mul_(0.5).add_(0.5 * torch.randn_like(self.a.weight))
+        return self.o(self.a(x).relu())
+
+
+class MaxNorm(nn.Linear):
+    """As EEGNet limits its weights."""
+
+    largest = 0.8
+
+    def forward(self, x):
+        self.weight.data = torch.renorm(self.weight.data, 2, 0, self.largest)
+        return super().forward(x)
+
+
+def build_frozen_norm():
+    """Batch norm stays as it is: `train` is put over on the instance."""
+    model = nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 5))
+
+    def train_but_norm(self, mode=True):
+        nn.Module.train(self, mode)
+        self[1].eval()
+        return self
+
+    model.train = types.MethodType(train_but_norm, model)
+    return model
+
+
+class Fused(nn.Module):
+    """Evaluation has one layer in the place of two."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.norm, self.o = nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Linear(8, 5)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self._modules.pop("fused", None)
+        if not mode:
+            self.fused = torch.nn.utils.fuse_linear_bn_eval(self.linear, self.norm)
+        return self
+
+    def forward(self, x):
+        return self.o((self.norm(self.linear(x)) if self.training else self.fused(x)).relu())
+
+
+def build_max_norm():
+    return nn.Sequential(nn.Linear(12, 8), nn.Tanh(), MaxNorm(8, 5))
+
+
+@pytest.mark.parametrize("seeds", [[3], [0, 1]])
+@pytest.mark.parametrize("build", [Target, Mean, Shrink, build_max_norm, build_frozen_norm, Fused])
+@pytest.mark.filterwarnings(
+    "ignore:.*one seed after the other", "ignore:.*are not replayed", "ignore:.*goes on without"
+)
+def test_training_is_that_of_a_plain_loop(build, seeds, data):
+    stack, history = fit(
+        build, data, seeds, steps=STEPS, batch_size=20, optimizer="sgd", learning_rate=0.05, eval_every=8
+    )
+    for i, seed in enumerate(seeds):
+        loss, test_acc, model = run_plain(build, data, seed)
+        np.testing.assert_allclose(history["train_loss"][i, -1], loss, rtol=1e-5)
+        assert history["test_acc"][i, -1] == pytest.approx(test_acc)
+        own = stack.get_module(i)
+        for name, p in model.named_parameters():
+            if not name.startswith("fused"):
+                torch.testing.assert_close(own.get_parameter(name), p, rtol=1e-4, atol=1e-6)
+        if build is Mean:
+            torch.testing.assert_close(own.mean, model.mean)
+
+
+def test_a_limit_that_acts_in_a_few_steps_alone_is_kept(data):
+    """No comparison may fall on these steps."""
+
+    def rate(step):
+        return 0.8 * 0.5 * (1 + math.cos(math.pi * min(step, 40) / 40))
+
+    def make_sgd(params):
+        return torch.optim.SGD(params, lr=1.0, momentum=0.9, weight_decay=0.05)
+
+    def loop(norms):
+        torch.manual_seed(0)
+        model = build_max_norm()
+        optimizer = make_sgd(model.parameters())
+        for step in range(60):
+            rows = torch.arange(step * 20, step * 20 + 20) % 80
+            optimizer.param_groups[0]["lr"] = rate(step)
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x[rows]), y[rows])
+            loss.backward()
+            norms.append(model[2].weight.detach().norm(dim=1).max().item())
+            optimizer.step()
+        return loss.item()
+
+    x, y = torch.as_tensor(data["x"], dtype=torch.float32), torch.as_tensor(data["y"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MaxNorm, "largest", 1e9)
+        norms = []
+        loop(norms)
+        patch.setattr(MaxNorm, "largest", sorted(norms)[-6])
+        ours = train(build_max_norm, data, 1, steps=60, batch_size=20, optimizer=make_sgd, schedule=rate)
+        np.testing.assert_allclose(ours["train_loss"][0, -1], loop([]), rtol=1e-5)
+
+
+class Logging(nn.Linear):
+    def forward(self, x):
+        logger.debug("shape %s", x.shape)
+        return super().forward(x)
+
+
+class Spectrum(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.o = nn.Linear(7, 6, dtype=torch.cfloat), nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.o(self.linear(torch.fft.rfft(x)).abs())
+
+
+class ShortTime(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.o = nn.Linear(5 * 4, 5)
+
+    def forward(self, x):
+        window = torch.hann_window(8, device=x.device)
+        return self.o(torch.stft(x, 8, 4, window=window, return_complex=True).abs().flatten(1))
+
+
+@pytest.mark.parametrize("build", [lambda: Logging(12, 5), Spectrum, ShortTime])
+def test_what_remembers_nothing_is_trained_together_and_replayed(build, data, capfd):
+    stack, history = fit(build, data, 2, steps=STEPS, batch_size=20, optimizer="sgd", learning_rate=0.05)
+    assert stack.stacked and stack._replay
+    assert "resized" not in capfd.readouterr().err
+    for seed in range(2):
+        np.testing.assert_allclose(history["train_loss"][seed, -1], run_plain(build, data, seed)[0], rtol=1e-5)
+
+
+class Collecting(nn.Module):
+    """Keeps its activations in a dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.o, self.kept = nn.Linear(12, 8), nn.Linear(8, 5), {}
+
+    def forward(self, x):
+        self.kept["hidden"] = [self.a(x).relu()]
+        return self.o(self.kept["hidden"][0])
+
+
+@pytest.mark.filterwarnings("ignore:.*one seed after the other")
+def test_a_model_that_collects_activations_is_given_out(data):
+    stack, _ = fit(Collecting, data, 2, steps=3, batch_size=20)
+    module = stack.get_module(1)
+    assert torch.equal(module.kept["hidden"][0], stack.modules[1].kept["hidden"][0])
+    assert not module.kept["hidden"][0].requires_grad
+
+
+@pytest.mark.filterwarnings("ignore:.*one seed after the other")
+def test_a_model_that_cannot_be_copied_is_named(data):
+    class Locked(nn.Linear):
+        def __deepcopy__(self, memo):
+            raise TypeError("there is one of it")
+
+    stack, _ = fit(lambda: Locked(12, 5), data, 1, steps=2, batch_size=20)
+    with pytest.raises(ValueError, match=r"get_module: Locked cannot be copied \(there is one of it\)"):
+        stack.get_module(0)
+
+
+class Falling:
+    """Smooths labels until the loss is low."""
+
+    smooth = 0.3
+
+    def __call__(self, out, y):
+        loss = F.cross_entropy(out, y, label_smoothing=self.smooth)
+        if loss.item() < 1.58:
+            self.smooth = 0.0
+        return loss
+
+
+@pytest.mark.filterwarnings("ignore:.*one seed after the other")
+def test_a_loss_that_begins_to_remember_is_told(data):
+    with pytest.warns(UserWarning, match="what it counts is that of all seeds"):
+        train(lambda: nn.Linear(12, 5), data, 2, steps=STEPS, batch_size=20, loss=Falling())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_models_of_another_type_are_named(dtype, data):
+    with pytest.raises(ValueError, match=rf"x: is torch\.float32, .* which are {dtype}"):
+        train(lambda: nn.Linear(12, 5).to(dtype), data, 2, steps=2, batch_size=20)
