@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mnist1d.engine.checks import list_globals
 from mnist1d.training import fit, train
 
 STEPS = 24
@@ -281,3 +282,20 @@ def test_a_loss_that_begins_to_remember_is_told(data):
 def test_models_of_another_type_are_named(dtype, data):
     with pytest.raises(ValueError, match=rf"x: is torch\.float32, .* which are {dtype}"):
         train(lambda: nn.Linear(12, 5).to(dtype), data, 2, steps=2, batch_size=20)
+
+
+counted, named = object(), object()
+
+
+class Counted(nn.Linear):
+    """Has an attribute of the name of a global that has nothing to do with it."""
+
+    counted = 1.0
+
+    def forward(self, x):
+        return self.counted * super().forward(x) * bool(named)
+
+
+def test_an_attribute_is_not_taken_for_the_global_of_its_name():
+    read = list_globals(Counted.forward)
+    assert named in read and counted not in read

@@ -42,6 +42,7 @@ SIMPLE = int, float, str, bytes, bool, complex, type(None), np.number
 
 VIEWS = types.MappingProxyType, *map(type, ({}.keys(), {}.values(), {}.items()))  # of a dict
 CACHE = functools._lru_cache_wrapper
+GLOBAL_TOO = "LOAD_NAME", "STORE_NAME", "IMPORT_NAME"  # what instructions that say so in their name leave
 MAY_FAIL = {
     "cholesky", "cond", "eig", "eigh", "eigvals", "eigvalsh", "inv", "inverse", "ldl_factor", "logdet", "lstsq", "lu",
     "lu_factor", "matrix_power", "matrix_rank", "pinv", "pinverse", "qr", "slogdet", "solve", "svd", "svdvals",
@@ -427,7 +428,7 @@ def remember_function(function):
         held.append(vars(f))
         cells += [(c, c.cell_contents) for c in f.__closure__ or () if _is_filled(c)]
         known = f.__globals__
-        found = [name for name in list_names(f.__code__) if name in known and _may_change(known[name])]
+        found = [name for name in _list_global_names(f.__code__) if name in known and _may_change(known[name])]
         names += [(known, name, known[name]) for name in found]
         read = list(filter(_may_change, _read_names(f)))
         held += read
@@ -815,6 +816,14 @@ def list_names(code):
     return tuple(dict.fromkeys([*code.co_names, *inner]))
 
 
+@functools.lru_cache(1000)
+def _list_global_names(code):
+    """Of these, what is read or set as a global, or imported: no attributes."""
+    own = [i.argval for i in dis.get_instructions(code) if "GLOBAL" in i.opname or i.opname in GLOBAL_TOO]
+    inner = [name for c in code.co_consts if isinstance(c, types.CodeType) for name in _list_global_names(c)]
+    return tuple(dict.fromkeys([*own, *inner]))
+
+
 def list_settings(values):
     """Plain values that functions and classes among these read in modules of one's own: (module, path) to value.
 
@@ -878,8 +887,9 @@ def _is_setting(value, depth=4):
 def list_globals(function):
     """The values of the globals that a function names, and what it names of the modules among them."""
     names, known = list_names(function.__code__), function.__globals__
-    found = [known[name] for name in names if name in known]
-    found += [sys.modules[name] for name in names if name in sys.modules and name not in known]  # imported within
+    own = _list_global_names(function.__code__)
+    found = [known[name] for name in own if name in known]
+    found += [sys.modules[name] for name in own if name in sys.modules and name not in known]  # imported within
     for value in found:  # which grows
         if isinstance(value, types.ModuleType) and not is_library(value):
             held = [vars(value)[name] for name in names if name in vars(value)]
