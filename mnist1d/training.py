@@ -264,16 +264,21 @@ def _is_logits(out):
     return out.ndim == 3 and out.shape[-1] > 1  # one number is no choice between classes
 
 
+def _fails(stack, x):
+    try:
+        stack.evaluate(_answer, x)
+    except RuntimeError:
+        return True
+    return False
+
+
 def _check_dtype(stack, x):
     """A ValueError where models of another floating-point type do not take x [seed, n, ...]."""
     kinds = {p.dtype for p in stack.params.values()}
-    if x.is_floating_point() and x.dtype not in kinds:
-        try:
-            stack.evaluate(_answer, x[:, :2])
-        except RuntimeError as error:
-            names = ", ".join(map(str, kinds))
-            rule = f"what the models take, which are {names}: cast x in forward, or call torch.set_default_dtype"
-            raise ValueError(f"x: is {x.dtype}, torch's default; must be {rule} ({error})") from error
+    is_other, few = x.is_floating_point() and x.dtype not in kinds, x[:, :2]
+    if is_other and _fails(stack, few) and not all(_fails(stack, few.to(kind)) for kind in kinds):
+        rule = f"{', '.join(map(str, kinds))}, as the models are: cast x in forward, or call torch.set_default_dtype"
+        raise ValueError(f"x: is {x.dtype}, torch's default; must be {rule}")
 
 
 def check_labels(stack, x, y, split=""):

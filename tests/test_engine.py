@@ -9,6 +9,7 @@ import queue
 import random
 import types
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -325,7 +326,9 @@ def test_a_mask_as_an_index_is_not_replayed():
     x = torch.randn(1, 20, 40)
     for step in range(3):
         y = (torch.arange(20)[None] + step) % 7  # another number of labels above 3 in each
-        loss, logits = stack.backward(x, y), stack.modules[0](x[0])
+        with pytest.warns(UserWarning, match="not replayed.*depends on the data") if step == 0 else nullcontext():
+            loss = stack.backward(x, y)
+        logits = stack.modules[0](x[0])
         torch.testing.assert_close(loss[0], F.cross_entropy(logits[y[0] > 3], y[0][y[0] > 3]))
         stack.step()
     assert not stack.stacked

@@ -1,6 +1,7 @@
 """What people write every day: targets that follow, norms that are kept, layers that are frozen or fused."""
 
 import copy
+import decimal
 import logging
 import math
 import types
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mnist1d.engine import ReplayError, Stack
 from mnist1d.engine.checks import list_globals
 from mnist1d.training import fit, train
 
@@ -280,7 +282,7 @@ def test_a_loss_that_begins_to_remember_is_told(data):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_models_of_another_type_are_named(dtype, data):
-    with pytest.raises(ValueError, match=rf"x: is torch\.float32, .* which are {dtype}"):
+    with pytest.raises(ValueError, match=rf"x: is torch\.float32, .*must be {dtype}, as the models are"):
         train(lambda: nn.Linear(12, 5).to(dtype), data, 2, steps=2, batch_size=20)
 
 
@@ -299,3 +301,98 @@ class Counted(nn.Linear):
 def test_an_attribute_is_not_taken_for_the_global_of_its_name():
     read = list_globals(Counted.forward)
     assert named in read and counted not in read
+
+
+def test_models_that_cast_their_batch_are_trained(data):
+    class Casting(nn.Linear):
+        def forward(self, x):
+            return super().forward(x.double().view(20, 12) if self.training else x.double())
+
+    train(lambda: Casting(12, 5).double(), data, 2, steps=3, batch_size=20, eval_every=None)
+
+
+def test_a_model_that_holds_a_ring_is_trained_and_given_out(data):
+    class Tree(nn.Linear):
+        def __init__(self):
+            super().__init__(12, 5)
+            self.root = {"leaves": [1, 2]}
+            self.root["leaves"].append(self.root)
+
+    stack, _ = fit(Tree, data, 2, steps=3, batch_size=20)
+    assert stack.stacked
+    root = stack.get_module(0).root
+    assert root["leaves"][2] is root
+
+
+class Training(nn.Module):
+    """Has a layer in training that evaluation has not."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.act, self.o = nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 5)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.act = nn.Tanh() if mode else nn.Identity()
+        return self
+
+    def forward(self, x):
+        return self.o(self.act(self.a(x)))
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1]])
+def test_an_evaluation_leaves_the_parts_of_a_model_in_place(seeds, data):
+    options = {"steps": STEPS, "batch_size": 20, "optimizer": "sgd", "learning_rate": 0.05}
+    history = train(Training, data, seeds, **options, eval_every=4)
+    for i, seed in enumerate(seeds):
+        np.testing.assert_allclose(history["train_loss"][i, -1], run_plain(Training, data, seed)[0], rtol=1e-5)
+
+
+def test_an_evaluation_that_fails_leaves_the_gradients(data):
+    stack = Stack(Training, [0], optimizer="sgd")
+    batch = torch.as_tensor(data["x"][None], dtype=torch.float32), torch.as_tensor(data["y"][None])
+    stack.backward(*batch)
+    stack.part()  # one by one from now on
+    stack.backward(*batch)
+    with pytest.raises(RuntimeError, match="mat1"):
+        stack.evaluate(lambda model, x: model(x), torch.zeros(1, 3, 4))
+    before = stack.params["a.weight"].clone()
+    stack.step()
+    assert not torch.equal(stack.params["a.weight"], before)
+
+
+hidden = decimal.Context(prec=2)  # what no picture of Python objects shows
+
+
+class Reading(nn.Module):
+    """Its loss, its gradients alone, or its buffer depend on what it reads there."""
+
+    def __init__(self, what, dropout):
+        super().__init__()
+        self.a, self.drop, self.o = nn.Linear(12, 8), nn.Dropout(dropout), nn.Linear(8, 5)
+        self.what, self.context = what, hidden
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x):
+        share = 2 / self.context.prec
+        h = self.drop(self.a(x).tanh())
+        if self.what == "buffer":
+            self.mean = self.mean + share * (h.detach().mean(0) - self.mean)
+        if self.what == "gradient":
+            h = h + (share - 1) * (h - h.detach())
+        return self.o(h) * (share if self.what == "loss" else 1)
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1]])
+@pytest.mark.parametrize(("what", "dropout"), [("loss", 0.2), ("gradient", 0.0), ("gradient", 0.2), ("buffer", 0.0)])
+@pytest.mark.filterwarnings("ignore:.*one seed after the other")
+def test_double_precision_excuses_nothing_that_the_models_do_not_do(what, dropout, seeds, data, monkeypatch):
+    x, y = torch.as_tensor(data["x"][None], dtype=torch.float32), torch.as_tensor(data["y"][None])
+    monkeypatch.setattr(hidden, "prec", 2)
+    stack = Stack(lambda: Reading(what, dropout), seeds, optimizer="sgd", learning_rate=0.1)
+    with pytest.raises(ReplayError, match="steps after the last comparison"):
+        for step in range(120):
+            hidden.prec = 2 if step < 50 else 20
+            stack.check_next = step == 119
+            stack.backward(x.expand(len(seeds), -1, -1), y.expand(len(seeds), -1))
+            stack.step()

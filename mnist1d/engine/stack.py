@@ -12,6 +12,7 @@ import inspect
 import operator
 import os
 import random
+import time
 import warnings
 import weakref
 from collections.abc import Mapping
@@ -59,7 +60,7 @@ from mnist1d.engine.checks import (
 from mnist1d.engine.draws import Draws
 from mnist1d.engine.kernels import find_layers, swapped
 from mnist1d.engine.optimizers import Optimizers
-from mnist1d.engine.replay import RefusedError, Replay, record
+from mnist1d.engine.replay import RefusedError, Replay, check_reads
 from mnist1d.transform import list_seeds
 from mnist1d.utils import set_seed
 
@@ -70,8 +71,9 @@ LONGEST = 1000  # steps between comparisons with the plain way, at irregular dis
 SELDOM = 20  # steps between comparisons with the plain way, where what the models read outside changes more often
 LEAST = 0.05  # a loss or gradient near zero is compared in double precision, and what is smaller as if of this size
 ROUGHLY = 50  # times the tolerance, in which a unit that rounding turns on or off lies, mostly
-PATIENCE = 5  # comparisons one after the other in which it may lie beyond
+PATIENCE = 5  # comparisons in a row in which it lies beyond: the last of them is no longer put off
 TIGHTLY = 0.025  # of the tolerance, in which the first batch needs no comparison in double precision
+SLOWLY = 2e-4  # seconds, beyond which a loss is not looked at in every step
 MAX_RECORDINGS = 4
 MOST_PICTURES = 10_000  # of what models read outside that are known to have been compared
 MOST_FUNCTIONS = 64  # of which it is known that they can be evaluated together
@@ -267,7 +269,7 @@ class Stack:
         self._dicts, self._copies, self._places, self._versions = [], [], [], []  # of the models, as they were stacked
         self._since_plain = self._steps = 0  # since the last comparison with the plain way, and in all
         self._gaps, self._gap, self._widest, self._has_changed = random.Random(0), 1, 8, False
-        self._is_told = False  # that the loss is that of all
+        self._is_told, self._looks_rarely, self._turns = False, False, 0  # that the loss is that of all
         self._doubts, self._put_off = 0, False  # comparisons without an answer, one after the other, and this one
         self._evaluated = None, 0  # what was read outside at the last evaluation, and its hash
         self._pictures, self._n_pictures = set(), 0  # of what was read outside, at steps up to now
@@ -588,13 +590,18 @@ class Stack:
 
     def _backward_in_turn(self, batch):
         """The same, with a warning at the first step in which the loss, which all models share, remembers."""
-        if len(self) == 1 or self._is_told:
+        n = self._turns = self._turns + 1
+        if len(self) == 1 or self._is_told or (self._looks_rarely and n > 8 and n & (n - 1)):
             return self._backward_plain(batch)
+        start = time.perf_counter()
         before = self._get_loss_state()
-        losses = self._backward_plain(batch)
-        if self._get_loss_state() != before:
+        self._looks_rarely = time.perf_counter() - start > SLOWLY
+        if before != self._get_loss_state():  # a large array, say, which may always have changed
             self._is_told = True
-            warnings.warn(REMEMBERS, stacklevel=5)
+        losses = self._backward_plain(batch)
+        if not self._is_told and self._get_loss_state() != before:
+            self._is_told = True
+            warnings.warn(REMEMBERS, stacklevel=4)
         return losses
 
     def _get_loss_state(self):
@@ -788,6 +795,8 @@ class Stack:
             reason = self._find_difference(batch, plain, names, after, fresh)
             if not reason:
                 break
+        if not reason and len(self) == 1 and (reason := self._find_reads(batch)):
+            warnings.warn(f"training steps are not replayed, which is slower: {reason}", stacklevel=4)
         if reason:
             self._restore_inner(after)
             return self._explain(reason, losses)
@@ -796,6 +805,15 @@ class Stack:
         self.stacked = True
         self._note_models()
         return self._compute(batch)
+
+    def _find_reads(self, batch):
+        """Where one model may act by a value, in a rare step maybe, which vmap would refuse: what it reads."""
+        try:
+            with keep_attributes([self._template]), keep_random_state():
+                check_reads(self._backward_together, _copy(batch), self._draws)
+        except RefusedError as error:
+            return str(error)
+        return ""
 
     def _find_difference(self, batch, plain, names, after, fresh):
         """What keeps the first batch from being computed together, as text; empty if nothing does."""
@@ -818,9 +836,6 @@ class Stack:
                 is_near = self._agree_in_double(batch, fresh, together, plain, otherwise=is_near and not may_lose)
             same &= is_near
             same &= all(torch.equal(a, b) for a, b in zip(self._rng, after[1], strict=True))
-            if same and len(self) == 1:  # what acts by a value, in a rare step maybe, runs by itself: vmap refuses it
-                with keep_attributes([self._template]):
-                    record(self._backward_together, _copy(batch), self._draws)
             return "" if same else DIFFERENT
         except Exception as error:  # whatever a module does that vmap cannot; the plain way has just worked
             return str(error).strip().splitlines()[0] or type(error).__name__
@@ -875,9 +890,10 @@ class Stack:
         if self._steps == 1:  # the first batch has just been compared
             return False
         self._since_plain += 1
-        if is_new and self._inside in (None, self._get_inside()):  # whatever it means, it begins with this step
+        if is_new and not self._doubts and self._inside in (None, self._get_inside()):
+            # Whatever it means, it begins with this step.
             self._since_check, self._since_plain = 0, 1
-        is_time = self._steps <= 3 or self._since_plain >= self._gap or self.check_next or is_new
+        is_time = self._steps <= 3 or self._since_plain >= self._gap or self.check_next or is_new or self._doubts > 0
         return is_time or (self._has_changed and self._since_plain >= SELDOM)
 
     def _is_new(self, outside):
@@ -960,7 +976,7 @@ class Stack:
             torch.set_default_dtype(torch.float64)  # of what is drawn or made on the way
             twin.modules = [module.double() for module in fresh]
             twin.params, twin.buffers = twin._stack("named_parameters"), twin._stack("named_buffers")
-            twin._template = copy_module(self.modules[0], share=True).double()
+            twin._template = copy_module(self._template, share=True).double()
             twin._share_state(twin._template)
             twin._layers = find_layers(twin._template) if self._layers else []
             before = twin._save_inner()
@@ -978,6 +994,7 @@ class Stack:
             self._put_off = (
                 not is_near
                 and self._since_plain > 1
+                and not self.check_next  # there may be no next step
                 and all(is_close(way[0][alive], loss[alive], floor) for way in (plain, ours))
             )
             return is_near
@@ -1150,18 +1167,20 @@ class Stack:
                 own = [(p, p.grad, p.detach().clone()) for p in module.parameters()]
                 parts = [(part._modules, dict(part._modules)) for part in module.modules()]
                 module.zero_grad()
-                with self._random_of(i):
-                    module.eval()  # which not every module returns
-                    outs.append(function(module, *(t[i].clone() for t in batch)))
-                for named, before in parts:  # a fused layer, say, that evaluation mode alone has
-                    if named.keys() != before.keys():
-                        named.clear()
-                        named.update(before)
-                self._sync_buffers(i)
-                self._sync_parameters(i)
-                for p, grad, value in own:
-                    p.grad = grad
-                    p.copy_(value)
+                try:
+                    with self._random_of(i):
+                        module.eval()  # which not every module returns
+                        outs.append(function(module, *(t[i].clone() for t in batch)))
+                finally:
+                    for named, before in parts:  # a fused layer, say, that evaluation mode alone has
+                        if list(named.items()) != list(before.items()):
+                            named.clear()
+                            named.update(before)
+                    self._sync_buffers(i)
+                    self._sync_parameters(i)
+                    for p, grad, value in own:
+                        p.grad = grad
+                        p.copy_(value)
 
         def join(*parts):
             try:
