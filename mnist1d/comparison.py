@@ -528,8 +528,9 @@ def _try_arms(checked, data, validation, seeds):
                     warnings.filterwarnings("ignore", ".*diverged")
                     stack, _ = _train(tried, some, seeds if np.ndim(tried.get("learning_rate")) else seeds[:2])
                 _score(stack, some["x"][:2], some["y"][:2])
+                x = split_tensors(some, "", len(stack), get_device())[0]
                 for split in ("", "_test"):
-                    check_labels(stack, split_tensors(some, "", len(stack), get_device())[0], data[f"y{split}"], split)
+                    check_labels(stack, x, torch.as_tensor(data[f"y{split}"])[None], split)
             except ValueError as error:
                 raise ValueError(f"arms: {name!r}: {error}") from error
             except Exception as error:

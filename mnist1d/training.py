@@ -282,20 +282,20 @@ def _check_dtype(stack, x):
 
 
 def check_labels(stack, x, y, split=""):
-    """A ValueError where cross-entropy cannot take labels for the models' outputs; x [seed, n, ...] for these."""
+    """A ValueError where cross-entropy cannot take labels y [seed, ...] for the models' outputs; x [seed, n, ...]."""
     loss = getattr(stack.loss, "func", stack.loss)  # of a partial
     if loss is not F.cross_entropy and type(loss) is not torch.nn.CrossEntropyLoss:
         return
-    out, y, name = stack.evaluate(_answer, x[:, :500]), torch.as_tensor(y), "y" + split  # as many as in evaluations
+    out, name = stack.evaluate(_answer, x[:, :500]), "y" + split  # as many as in evaluations
     if not _is_logits(out) or y.is_complex():
         return
-    shape = list(y.shape[-2:])
-    is_one_hot = shape[-1] == out.shape[-1] and y.ndim > 1 and not y.is_floating_point() and (y.sum(-1) == 1).all()
+    shape, is_float = list(y.shape[1:]), y.is_floating_point()
+    is_one_hot = shape[-1] == out.shape[-1] and len(shape) > 1 and not is_float and (y.sum(-1) == 1).all()
     require(not is_one_hot, name, "integers [example, class]", "numbers of the classes, or floating-point numbers")
     require(not (shape[-1] == 1 and out.shape[-1] > 1 and len(shape) == 2), f"shape of {name}", shape, "[example]")
-    if y.is_floating_point():
+    if is_float:
         rule = "integers, the classes, or probabilities [example, class]; a regression has another loss"
-        require(y.shape[-1] == out.shape[-1] and y.ndim > 1, f"type of {name}", str(y.dtype), rule)
+        require(shape[-1] == out.shape[-1] and len(shape) > 1, f"type of {name}", str(y.dtype), rule)
         return
     keywords = getattr(stack.loss, "keywords", None) or vars(stack.loss)
     bad = y[(y != keywords.get("ignore_index", -100)) & ((y < 0) | (y >= out.shape[-1]))]
@@ -413,7 +413,7 @@ def fit(
     bar = tqdm(total=steps, desc="training", delay=10, leave=False, disable=True if in_worker else None)
     step = 0
     for split, (xs, ys) in splits.items():
-        check_labels(stack, xs, ys[0] if ys.stride(0) == 0 else ys, "" if split == "train" else f"_{split}")
+        check_labels(stack, xs, ys[:1] if ys.stride(0) == 0 else ys, "" if split == "train" else f"_{split}")
     while True:
         if step == steps or (eval_every and step % eval_every == 0):
             bad = ~losses.isfinite() & (step > 0) & ~diverged

@@ -396,3 +396,73 @@ def test_double_precision_excuses_nothing_that_the_models_do_not_do(what, dropou
             stack.check_next = step == 119
             stack.backward(x.expand(len(seeds), -1, -1), y.expand(len(seeds), -1))
             stack.step()
+
+
+def build_probabilities():
+    return nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 5), nn.Sigmoid())
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("seeds", [[0], [0, 1]])
+@pytest.mark.filterwarnings("ignore:.*are not replayed")
+def test_probabilities_are_trained_as_in_a_plain_loop(seeds, weighted, data, capfd):
+    loss = nn.BCELoss(weight=torch.linspace(0.5, 1, 5) if weighted else None)
+    some = {"x": data["x"], "y": np.eye(5)[data["y"]]}
+    stack, history = fit(
+        build_probabilities, some, seeds, steps=1, batch_size=20, loss=loss, optimizer="sgd", learning_rate=0.1
+    )
+    x, y = (torch.as_tensor(some[name][:20], dtype=torch.float32) for name in "xy")
+    for i, seed in enumerate(seeds):
+        torch.manual_seed(seed)
+        model = build_probabilities()
+        plain = loss(model(x), y)
+        np.testing.assert_allclose(history["train_loss"][i, -1], plain.item(), rtol=1e-5)
+        torch.testing.assert_close(stack.get_module(i)[1].running_mean, model[1].running_mean)
+    assert "resized" not in capfd.readouterr().err
+
+
+class MonteCarlo(nn.Module):
+    """Draws in evaluation, and once more where it is not sure."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.o = nn.Linear(12, 16), nn.Linear(16, 5)
+
+    def forward(self, x):
+        if self.training:
+            return self.o(self.a(x).relu())
+        out = self.o(F.dropout(self.a(x).relu(), 0.5))
+        if (out.softmax(1).amax(1) < 0.3).any():
+            out = out + self.o(F.dropout(self.a(x).relu(), 0.5))
+        return out
+
+
+def test_an_attempt_that_fails_draws_nothing(data):
+    x, y = torch.as_tensor(data["x"][None], dtype=torch.float32), torch.as_tensor(data["y"][None])
+    stack = Stack(MonteCarlo, range(3), optimizer="sgd")
+    stack.backward(x.expand(3, -1, -1), y.expand(3, -1))
+    before = torch.get_rng_state()
+    first, second = (stack.evaluate(lambda model, x: model(x), x.expand(3, -1, -1)) for _ in range(2))
+    torch.testing.assert_close(first, second)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_an_evaluation_may_give_numbers(n, data):
+    x, y = torch.as_tensor(data["x"][None], dtype=torch.float32), torch.as_tensor(data["y"][None])
+    stack = Stack(lambda: nn.Linear(12, 5), n)
+    stack.backward(x.expand(n, -1, -1), y.expand(n, -1))
+    found = stack.evaluate(lambda model, x: {"mean": model(x).mean().item()}, x.expand(n, -1, -1))
+    means = [model(x[0]).mean() for model in stack.modules]
+    torch.testing.assert_close(found["mean"].float(), torch.stack(means).detach())
+
+
+@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize("n", [1, 3])
+def test_few_test_examples_are_no_axis_of_classes(n, apart, data):
+    one = data | {"x_test": data["x_test"][:1], "y_test": data["y_test"][:1]}
+    history = train(lambda: nn.Linear(12, 5), [one] * n if apart else one, n, steps=2, batch_size=20)
+    assert set(history["test_acc"].ravel()) <= {0.0, 100.0}
+    two = data | {"y": data["y"] % 2, "x_test": data["x_test"][:2], "y_test": np.array([0, 1])}
+    history = train(lambda: nn.Linear(12, 2), [two] * n if apart else two, n, steps=2, batch_size=20)
+    assert set(history["test_acc"].ravel()) <= {0.0, 50.0, 100.0}

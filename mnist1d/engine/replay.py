@@ -24,6 +24,8 @@ ZEROS = {aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default}
 WITHOUT_OUT = {
     aten.native_batch_norm.default,  # its out variant takes no notice of the output's strides
     *(getattr(aten, f"{name}_loss").default for name in ("mse", "smooth_l1", "huber")),  # these complain of its shape
+    aten.binary_cross_entropy.default,  # these fill it with the terms of a sum first
+    aten.soft_margin_loss.default,
 }
 COPIES = {aten.clone.default, aten._to_copy.default}
 UNKNOWN_SHAPE = torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output

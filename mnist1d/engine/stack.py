@@ -1062,9 +1062,9 @@ class Stack:
                 self._recordings[key] = [recording, 0, self._used]
                 self._restore_inner(before)
             results = self._recordings[key][0](*batch)
-        except RefusedError as error:
+        except Exception as error:  # it is refused, or an operation cannot write where it shall
             self._restore_inner(after)
-            return self._stop_replay(str(error), plain)
+            return self._stop_replay((str(error).strip().splitlines() or [type(error).__name__])[0], plain)
         same = self._agree(results, plain, self.buffers, after[0])
         same &= all(torch.equal(a, b) for a, b in zip(self._rng, after[1], strict=True))
         if same:
@@ -1213,6 +1213,9 @@ class Stack:
                 with self._draws or nullcontext():
                     together, _ = self._call(function, params, copy.deepcopy(self.buffers), *own)
             except Exception:  # whatever vmap cannot; the plain way tells whether it is the user's error
+                torch.set_rng_state(random_states[0])
+                set_python_random(random_states[1])
+                self._restore_inner(saved)
                 self._evaluates_together[key] = False
                 return self._evaluate_plain(function, batch)
             if torch.equal(random_states[0], torch.get_rng_state()) and random_states[1] == get_python_random():
@@ -1221,6 +1224,10 @@ class Stack:
             set_python_random(random_states[1])
             self._restore_inner(saved)
         else:  # it draws from what all models share: each from its own instead
+            self._evaluates_together[key] = False
+            return self._evaluate_plain(function, batch)
+        if not all(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(together)):  # one model's own numbers
+            self._restore_inner(saved)
             self._evaluates_together[key] = False
             return self._evaluate_plain(function, batch)
         if key not in self._evaluates_together:
