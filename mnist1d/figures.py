@@ -50,7 +50,7 @@ def setup() -> None:
     """Set the style of all plots and one thread a process, start the notebook's clock, print versions and device."""
     start_clock()
     plt.rcParams.update(STYLE)
-    torch.set_num_threads(1)  # two threads are slower than one on networks of this size
+    torch.set_num_threads(1)  # sweeps have a process on each core; and sums round alike on any number of cores
     versions = f"python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}"
     print(f"{versions}, matplotlib {matplotlib.__version__}; {get_device()}, {get_jobs()} jobs; profile {profile()}")
 

@@ -1,7 +1,7 @@
 """Train many seeds of one architecture together, and run sweeps over all cores.
 
-On the CPU one thread a process is fastest for networks of this size, so parallelism comes from
-processes (:func:`sweep`) and from computing the seeds of one process together (:func:`train`).
+On the CPU as many processes as cores, of one thread each, train most for networks of this size, so parallelism
+comes from processes (:func:`sweep`) and from computing the seeds of one process together (:func:`train`).
 """
 
 import functools
