@@ -5,6 +5,7 @@ import json
 import pytest
 
 import confirm
+import report
 from mnist1d.results import code_digest
 from notebooks import ROOT
 
@@ -84,6 +85,29 @@ def test_another_picture_does_not_confirm(checkouts):
     (new / "build" / "quick" / "pooling.png").write_bytes(b"a picture")
     (new / "figures" / "pooling_curves.png").write_bytes(b"drawn in the full profile alone")
     assert not confirm.confirm("pooling", old, new, "quick")
+
+
+def test_runs_with_other_seeds_need_the_same_numbers_alone(checkouts):
+    old, new = checkouts
+    first = code_digest("pooling", old)
+    write_results(old, "figures", profile="paper", code="before", confirmed={"code": first}, numbers={"a": 1.5})
+    write_results(new, "figures", profile="paper", code=code_digest("pooling", new), numbers={"a": 1.5})
+    path = new / "figures" / "replication.json"
+    path.write_text(json.dumps({"pooling": {"code": "before", "numbers": {"a": 1.6}}}), encoding="utf-8")
+    assert confirm.list_replicates(old, new, ["tsne"]) == []
+    assert confirm.list_replicates(old, new, ["pooling"]) == ["pooling"]
+    (new / "build" / "quick" / "pooling.png").write_bytes(b"another picture")
+    assert confirm.confirm_replicate("pooling", old, new, "quick")
+    again = json.loads(path.read_text(encoding="utf-8"))["pooling"]
+    assert again == {"code": "before", "numbers": {"a": 1.6}, "confirmed": code_digest("pooling", new)}
+    assert report.is_again(read(new), again) and confirm.list_replicates(old, new, ["pooling"]) == []
+
+
+def test_other_numbers_do_not_confirm_runs_with_other_seeds(checkouts):
+    old, new = checkouts
+    write_results(new, "build/quick", code=code_digest("pooling", new), numbers={"a": [1.0, 2.5]})
+    assert not confirm.confirm_replicate("pooling", old, new, "quick")
+    assert not (new / "figures" / "replication.json").exists()
 
 
 def test_another_knob_or_results_of_other_code_are_no_candidates(checkouts, tmp_path):

@@ -173,10 +173,15 @@ def list_current(replication, results):
     """The second runs that are of the code of the first ones, without claims of facts, which have no seeds."""
     current = {}
     for slug, r in replication.items():
-        if slug in results and is_of_code(results[slug], r["code"]):
+        if slug in results and is_again(results[slug], r):
             claims = [c for c in r["claims"] if any(m["kind"] != "exact" for m in c["measured"])]
             current[slug] = {**r, "claims": claims}
     return current
+
+
+def is_again(first, second):
+    """Whether a run with other seeds is of the code of the first, or confirmed for it."""
+    return any(is_of_code(first, code) for code in (second["code"], second.get("confirmed")))
 
 
 def is_of_code(r, code):
@@ -300,7 +305,7 @@ def format_claims(results, replication, root):
         if replication:
             again = second.get(claim_id)
             means = "<br>".join(format_measured(m) for m in again["measured"]) if again else ""
-            if again and not is_of_code(results[claim.slug], replication[claim.slug]["code"]):
+            if again and not is_again(results[claim.slug], replication[claim.slug]):
                 means += f"<br>*{STALE}*"
             cells.insert(5, f"**{again['verdict']}**<br>{means}" if again else "-")
         rows.append(f"| {' | '.join(cells)} |")
