@@ -181,7 +181,7 @@ def list_current(replication, results):
 
 def is_again(first, second):
     """Whether a run with other seeds is of the code of the first, or confirmed for it."""
-    return any(is_of_code(first, code) for code in (second["code"], second.get("confirmed")))
+    return any(is_of_code(first, second[key]) for key in ("code", "confirmed") if key in second)
 
 
 def is_of_code(r, code):
