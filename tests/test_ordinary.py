@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from mnist1d.engine import ReplayError, Stack
 from mnist1d.engine.checks import list_globals
 from mnist1d.training import fit, train
+from zoo import run_plainly
 
 STEPS = 24
 logger = logging.getLogger(__name__)
@@ -27,23 +28,8 @@ def data():
     return {"x": x[:80], "y": y[:80], "x_test": x[80:], "y_test": y[80:]}
 
 
-def run_plain(build, data, seed, steps=STEPS, batch_size=20, rate=0.05):
-    """Loss of the last batch, test accuracy and model of a loop as anybody writes it."""
-    x, x_test = (torch.as_tensor(data[name], dtype=torch.float32) for name in ("x", "x_test"))
-    y, y_test = torch.as_tensor(data["y"]), torch.as_tensor(data["y_test"])
-    torch.manual_seed(seed)
-    model = build()
-    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
-    model.train()
-    for step in range(steps):
-        rows = torch.arange(step * batch_size, (step + 1) * batch_size) % len(x)
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(x[rows]), y[rows])
-        loss.backward()
-        optimizer.step()
-    model.eval()
-    with torch.no_grad():
-        return loss.item(), 100 * (model(x_test).argmax(1) == y_test).double().mean().item(), model
+def make_sgd(params):
+    return torch.optim.SGD(params, lr=0.05)
 
 
 class Target(nn.Module):
@@ -152,8 +138,7 @@ def test_training_is_that_of_a_plain_loop(build, seeds, data):
     stack, history = fit(
         build, data, seeds, steps=STEPS, batch_size=20, optimizer="sgd", learning_rate=0.05, eval_every=8
     )
-    for i, seed in enumerate(seeds):
-        loss, test_acc, model = run_plain(build, data, seed)
+    for i, (loss, test_acc, model) in enumerate(run_plainly(build, seeds, data, STEPS, optimizer=make_sgd)):
         np.testing.assert_allclose(history["train_loss"][i, -1], loss, rtol=1e-5)
         assert history["test_acc"][i, -1] == pytest.approx(test_acc)
         own = stack.get_module(i)
@@ -170,31 +155,24 @@ def test_a_limit_that_acts_in_a_few_steps_alone_is_kept(data):
     def rate(step):
         return 0.8 * 0.5 * (1 + math.cos(math.pi * min(step, 40) / 40))
 
-    def make_sgd(params):
+    def make_fast(params):
         return torch.optim.SGD(params, lr=1.0, momentum=0.9, weight_decay=0.05)
 
-    def loop(norms):
-        torch.manual_seed(0)
-        model = build_max_norm()
-        optimizer = make_sgd(model.parameters())
-        for step in range(60):
-            rows = torch.arange(step * 20, step * 20 + 20) % 80
-            optimizer.param_groups[0]["lr"] = rate(step)
-            optimizer.zero_grad()
-            loss = F.cross_entropy(model(x[rows]), y[rows])
-            loss.backward()
-            norms.append(model[2].weight.detach().norm(dim=1).max().item())
-            optimizer.step()
-        return loss.item()
+    def run(build):
+        return run_plainly(build, [0], data, 60, schedule=rate, optimizer=make_fast)[0][0]
 
-    x, y = torch.as_tensor(data["x"], dtype=torch.float32), torch.as_tensor(data["y"])
+    class Watched(MaxNorm):
+        def forward(self, x):
+            norms.append(self.weight.detach().norm(dim=1).max().item())
+            return super().forward(x)
+
+    norms = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MaxNorm, "largest", 1e9)
-        norms = []
-        loop(norms)
+        run(lambda: nn.Sequential(nn.Linear(12, 8), nn.Tanh(), Watched(8, 5)))
         patch.setattr(MaxNorm, "largest", sorted(norms)[-6])
-        ours = train(build_max_norm, data, 1, steps=60, batch_size=20, optimizer=make_sgd, schedule=rate)
-        np.testing.assert_allclose(ours["train_loss"][0, -1], loop([]), rtol=1e-5)
+        ours = train(build_max_norm, data, 1, steps=60, batch_size=20, optimizer=make_fast, schedule=rate)
+        np.testing.assert_allclose(ours["train_loss"][0, -1], run(build_max_norm), rtol=1e-5)
 
 
 class Logging(nn.Linear):
@@ -227,8 +205,8 @@ def test_what_remembers_nothing_is_trained_together_and_replayed(build, data, ca
     stack, history = fit(build, data, 2, steps=STEPS, batch_size=20, optimizer="sgd", learning_rate=0.05)
     assert stack.stacked and stack._replay
     assert "resized" not in capfd.readouterr().err
-    for seed in range(2):
-        np.testing.assert_allclose(history["train_loss"][seed, -1], run_plain(build, data, seed)[0], rtol=1e-5)
+    plain = [loss for loss, *_ in run_plainly(build, range(2), data, STEPS, optimizer=make_sgd)]
+    np.testing.assert_allclose(history["train_loss"][:, -1], plain, rtol=1e-5)
 
 
 class Collecting(nn.Module):
@@ -344,8 +322,8 @@ class Training(nn.Module):
 def test_an_evaluation_leaves_the_parts_of_a_model_in_place(seeds, data):
     options = {"steps": STEPS, "batch_size": 20, "optimizer": "sgd", "learning_rate": 0.05}
     history = train(Training, data, seeds, **options, eval_every=4)
-    for i, seed in enumerate(seeds):
-        np.testing.assert_allclose(history["train_loss"][i, -1], run_plain(Training, data, seed)[0], rtol=1e-5)
+    plain = [loss for loss, *_ in run_plainly(Training, seeds, data, STEPS, optimizer=make_sgd)]
+    np.testing.assert_allclose(history["train_loss"][:, -1], plain, rtol=1e-5)
 
 
 def test_an_evaluation_that_fails_leaves_the_gradients(data):

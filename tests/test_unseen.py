@@ -15,6 +15,7 @@ from mnist1d.engine.replay import RefusedError, _Reads
 from mnist1d.engine.stack import _OWNERS
 from mnist1d.training import evaluate, fit, train
 from mnist1d.utils import set_seed
+from zoo import run_plainly
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(one seed after the other|not replayed|training goes on)")
 
@@ -46,35 +47,12 @@ class MLP(nn.Module):
         return self.b(self.middle(self.a(x)))
 
 
-def run_plainly(build, seeds, steps, loss=F.cross_entropy, schedule=None, optimizer=None, data=DATA):
-    """Last training loss and test accuracy of each seed, one after the other."""
-    found, n = [], len(data["x"])
-    x, y, x_test = (torch.tensor(data[k]) for k in ("x", "y", "x_test"))
-    for seed in seeds:
-        set_seed(seed)
-        model = build().train()
-        opt = optimizer(model.parameters()) if optimizer else torch.optim.Adam(model.parameters(), lr=0.01)
-        rate = opt.param_groups[0]["lr"]
-        for step in range(steps):
-            opt.param_groups[0]["lr"] = rate * (schedule(step) if schedule else 1.0)
-            rows = (torch.arange(20) + 20 * step) % n
-            opt.zero_grad()
-            value = loss(model(x[rows]), y[rows])
-            value.backward()
-            opt.step()
-        with torch.no_grad():
-            out = model.eval()(x_test)
-        right = out.argmax(-1).numpy() == data["y_test"] if data["y_test"].ndim == 1 else np.nan
-        found.append((value.item(), 100 * np.mean(right)))
-    return np.array(found)
-
-
 def check(build, steps=60, reset=lambda: None, seeds=([0], [0, 1, 2]), data=DATA, **options):
     """`train` against a loop."""
     for some in seeds:
         reset()
         plain_options = {k: v for k, v in options.items() if k in ("loss", "schedule", "optimizer")}
-        plain = run_plainly(build, some, steps, data=data, **plain_options)
+        plain = np.array([run[:2] for run in run_plainly(build, some, data, steps, **plain_options)])
         for replay in (None, False):
             reset()
             history = train(

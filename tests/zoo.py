@@ -8,6 +8,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune, rnn
 from torch.utils.checkpoint import checkpoint
 
+from mnist1d.utils import set_seed
+
 LENGTH, CLASSES = 16, 4
 
 
@@ -463,3 +465,27 @@ OPTIMIZERS = {
     "LBFGS": lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=3),
     "norm-scaled": NormScaled,
 }
+
+
+def run_plainly(build, seeds, data, steps, loss=F.cross_entropy, schedule=None, optimizer=None):
+    """A loop as anybody writes it: last training loss, test accuracy in percent and model of each seed."""
+    found, n = [], len(data["x"])
+    x, x_test = (torch.as_tensor(data[k], dtype=torch.float32) for k in ("x", "x_test"))
+    y, y_test = (torch.as_tensor(data[k]) for k in ("y", "y_test"))
+    for seed in seeds:
+        set_seed(seed)
+        model = build().train()
+        opt = optimizer(model.parameters()) if optimizer else torch.optim.Adam(model.parameters(), lr=0.01)
+        rate = opt.param_groups[0]["lr"]
+        for step in range(steps):
+            opt.param_groups[0]["lr"] = rate * (schedule(step) if schedule else 1.0)
+            rows = (torch.arange(20) + 20 * step) % n
+            opt.zero_grad()
+            value = loss(model(x[rows]), y[rows])
+            value.backward()
+            opt.step()
+        with torch.no_grad():
+            out = model.eval()(x_test)
+        right = (out.argmax(-1) == y_test).double().mean().item() if y_test.ndim == 1 else math.nan
+        found.append((value.item(), 100 * right, model))
+    return found

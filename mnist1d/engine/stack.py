@@ -589,7 +589,7 @@ class Stack:
         return torch.stack(losses)
 
     def _backward_in_turn(self, batch):
-        """The same, with a warning at the first step in which the loss, which all models share, remembers."""
+        """The same, with a warning once the loss, which all models share, is seen to remember."""
         n = self._turns = self._turns + 1
         if len(self) == 1 or self._is_told or (self._looks_rarely and n > 8 and n & (n - 1)):
             return self._backward_plain(batch)
