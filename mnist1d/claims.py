@@ -284,6 +284,7 @@ def confidence_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, 
     require(isinstance(level, numbers.Real) and 0 < level < 1, "level", level, "a number between 0 and 1")
     good = np.ndim(values) == 1 and len(values) > 0 and np.asarray(values).dtype.kind in "biuf"
     require(good and not np.ma.is_masked(values), "values", values, "one number for each seed")
+    values = np.asarray(values, dtype=float)
     n, mean = len(values), float(np.mean(values))
     if n == 1:
         return mean, math.nan, math.nan
@@ -384,14 +385,15 @@ def to_json(value: Any) -> Any:
     if isinstance(value, (list, tuple, range)) or (isinstance(value, np.ndarray) and value.ndim):
         return [to_json(v) for v in value]
     if hasattr(value, "detach"):
-        return to_json(value.detach().cpu().numpy())
+        value = value.detach().cpu().to_dense()
+        return to_json((value.double() if value.is_floating_point() else value).numpy())
     if isinstance(value, (np.generic, np.ndarray)):
         value = value.item()
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     if isinstance(value, partial):
         return [to_json(value.func), to_json(value.args), to_json(value.keywords)]
-    value = getattr(value, "__name__", value)
+    value = getattr(value, "__name__", value) if callable(value) else value
     is_known = value is None or isinstance(value, (bool, int, str))
     require(is_known, "numbers", value, "numbers, texts, arrays, functions, or dicts and lists of such")
     return value

@@ -15,8 +15,10 @@ import math
 import numbers
 import os
 import random
+import sys
 import time
 import types
+import uuid
 import warnings
 from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,7 +33,17 @@ from scipy import special
 
 from mnist1d.claims import confidence_interval
 from mnist1d.data import draw_validation, make_dataset
-from mnist1d.engine.checks import is_library, keep_function, list_globals, list_held, reads_iterator
+from mnist1d.engine.checks import (
+    is_library,
+    keep_code,
+    keep_function,
+    list_globals,
+    list_held,
+    list_names,
+    list_variables,
+    reads_iterator,
+)
+from mnist1d.parts import IMPORTED
 from mnist1d.settings import get_device
 from mnist1d.training import Stack, call_schedule, check_labels, evaluate, fit, split_tensors, sweep
 from mnist1d.transform import check_integer, list_seeds, require
@@ -48,7 +60,7 @@ POWER = 0.8  # chance that the number of seeds which is named decides
 KEYS = "x", "y", "x_test", "y_test"
 GENERATORS = random._inst, np.random.mtrand._rand, torch.default_generator
 TINY = 1e-9  # points; rounding is smaller, and one example of a test set more
-CACHE_FORMAT = 5
+CACHE_FORMAT = 6
 LARGE = 50_000  # parameters; several such models at once leave a processor's cache, and take longer than in turn
 
 
@@ -244,6 +256,15 @@ def _name(value):
     return getattr(value, "__name__", str(value))
 
 
+def _name_code(value):
+    """The name of what a library brings, with the version."""
+    is_module = isinstance(value, types.ModuleType)
+    module = vars(value).get("__name__") if is_module else getattr(value, "__module__", None)
+    name = "" if is_module else getattr(value, "__qualname__", "")
+    version = getattr(sys.modules.get(str(module).partition(".")[0]), "__version__", "")
+    return f"{module}.{name} {version}"
+
+
 def _digest(value):
     """Of an array's or a tensor's numbers; its type and shape where it has none to read."""
     array = value
@@ -251,12 +272,12 @@ def _digest(value):
         if isinstance(value, torch.Tensor):
             array = value.detach().cpu()
             array = (array.double() if array.is_floating_point() else array).to_dense().resolve_conj().numpy()
-        return f"{array.dtype.str} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
+        return f"{value.dtype} {array.dtype.str} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
     except Exception:  # lazy parameters, say
         return f"{value.dtype} {getattr(value, 'layout', '')}"
 
 
-def describe(value: Any, depth: int = 60, seen: dict | None = None) -> str:
+def describe(value: Any, depth: int = 150, seen: dict | None = None) -> str:
     """What a value is and holds; of the functions and classes that a user wrote, what they do, as far as text tells."""
     seen = {} if seen is None else seen  # by id: its number and itself; each is described once
     name = getattr(value, "__qualname__", None)
@@ -270,8 +291,10 @@ def describe(value: Any, depth: int = 60, seen: dict | None = None) -> str:
             return f"{name}({', '.join(map(describe, parts))})"
         held = getattr(value, "__dict__", None)  # a mask of a parameter, say
         return _digest(value) + (describe(held, depth - 1, seen) if held and depth else "")
-    if not depth or (is_code and is_library(value)) or isinstance(value, types.ModuleType):
-        return f"{getattr(value, '__module__', '')}.{name}"
+    if (is_code or isinstance(value, types.ModuleType)) and is_library(value):
+        return _name_code(value)
+    if not depth:  # what is cut off here is never known again
+        return f"{name} {uuid.uuid4()}"
     if any(value is generator for generator in GENERATORS):
         return f"the {name} of all"  # seeded for every run
     if id(value) in seen:
@@ -286,7 +309,10 @@ def describe(value: Any, depth: int = 60, seen: dict | None = None) -> str:
     elif isinstance(value, Mapping):
         parts = [getattr(value, "default_factory", None), *(part for item in value.items() for part in item)]
     elif isinstance(value, types.CodeType):
-        parts = [value.co_code, value.co_consts, value.co_names]
+        taken = value.co_argcount, value.co_posonlyargcount, value.co_kwonlyargcount, value.co_flags
+        parts = [value.co_code, value.co_consts, value.co_names, value.co_varnames, value.co_freevars, *taken]
+    elif isinstance(value, types.ModuleType):
+        parts = [v for k, v in sorted(vars(value).items()) if k[:2] != "__" and not isinstance(v, types.ModuleType)]
     elif isinstance(value, types.CellType):
         parts = [value.cell_contents] if value != types.CellType() else []
     elif isinstance(value, types.MethodType):
@@ -294,7 +320,12 @@ def describe(value: Any, depth: int = 60, seen: dict | None = None) -> str:
     elif isinstance(value, (property, staticmethod, classmethod)):
         parts = [value.fget, value.fset, value.fdel] if isinstance(value, property) else [value.__func__]
     elif isinstance(value, types.FunctionType):
-        read = list_globals(value)
+        named = {"getattr", "globals", "vars"} & {*list_names(value.__code__)}  # by which any name may be read
+        read = [v for v in list_globals(value) if named or not isinstance(v, types.ModuleType)]
+        if "globals" in named:
+            texts = [c for c in value.__code__.co_consts if isinstance(c, str)]
+            read += [(c, value.__globals__[c]) for c in texts if c in value.__globals__]
+        read += [(name, os.environ.get(name)) for name in list_variables(value.__code__)]
         parts = [value.__code__, value.__defaults__, value.__kwdefaults__, value.__closure__, read, vars(value)]
     elif isinstance(value, type):
         parts = [type(value), *value.__bases__, dict(vars(value))]
@@ -331,14 +362,16 @@ def _make_cache(folder):
     return expand(folder)
 
 
-def _remember(folder, key, compute):
+def _remember(folder, key, compute, is_sound):
     """What `compute()` returns, lists and numbers; from the folder's file of this key if there is a sound one."""
-    digest = hashlib.sha256(f"{CACHE_FORMAT} {torch.__version__} {key}".encode()).hexdigest()[:24]
+    digest = hashlib.sha256(f"{CACHE_FORMAT} {torch.__version__} {IMPORTED} {key}".encode()).hexdigest()[:24]
     path = folder / f"{digest}.json" if folder else None
     if path and path.is_file():
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            known = json.loads(path.read_text(encoding="utf-8"))
+            require(is_sound(known), "content", known, "what was written")
+            return known
+        except (OSError, ValueError, RecursionError) as error:
             warnings.warn(f"cache: {path} is damaged and computed again ({error})", stacklevel=2)
     result = compute()
     if path:
@@ -348,6 +381,11 @@ def _remember(folder, key, compute):
         except OSError as error:  # a full disk takes no result with it
             warnings.warn(f"cache: {path} cannot be written ({error})", stacklevel=2)
     return result
+
+
+def _keep_makers(arm):
+    """Leave as it was what makes models and optimisers, and what the models' classes count: each use starts there."""
+    return keep_code([arm.get("build"), arm.get("optimizer")])
 
 
 def _train(arm, data, seeds, rates=None):
@@ -376,25 +414,27 @@ def _measure(arm, data, seeds, splits, rates=None):
     Returns accuracies [split][seed], chance where a run diverged; CPU seconds a seed; parameters; who diverged [seed].
     """
     example = split_tensors({k: data[k][:2] for k in "xy"}, "", 1)  # for layers that take their shapes from it
-    params = Stack(arm["build"], seeds[:1], example=example).params.values()
+    with _keep_makers(arm):
+        params = Stack(arm["build"], seeds[:1], example=example).params.values()
     parameters = sum(p.numel() for p in params if p.requires_grad)
     size = 1 if parameters > LARGE and get_device().type == "cpu" else len(seeds)
     if rates is None and np.ndim(arm.get("learning_rate")):  # one for each seed
         rates = list(arm["learning_rate"])
     scores, used, diverged, chance = [[] for _ in splits], 0.0, [], 100 / len(np.unique(np.asarray(data["y"])))
-    for i in range(0, len(seeds), size):
-        start = time.thread_time()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*diverged")  # said by the arm's name, or the choice's loss
-            stack, history = _train(arm, data, seeds[i : i + size], rates and rates[i : i + size])
-        used += time.thread_time() - start
-        trained = [p.detach().reshape(len(p), -1) for p in stack.params.values() if p.requires_grad]
-        finite = torch.stack([p.isfinite().all(1) for p in trained]).all(0)
-        scored = np.array([_score(stack, x, y) for x, y in splits])  # [split, seed], percent
-        lost = ~(finite.cpu().numpy() & np.isfinite(history["train_loss"][:, -1]) & np.isfinite(scored).all(0))
-        diverged += lost.tolist()
-        for found, values in zip(scores, scored, strict=True):
-            found += np.where(lost, chance, values).tolist()
+    with _keep_makers(arm):
+        for i in range(0, len(seeds), size):
+            start = time.thread_time()
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*diverged")  # said by the arm's name, or the choice's loss
+                stack, history = _train(arm, data, seeds[i : i + size], rates and rates[i : i + size])
+            used += time.thread_time() - start
+            trained = [p.detach().reshape(len(p), -1) for p in stack.params.values() if p.requires_grad]
+            finite = torch.stack([p.isfinite().all(1) for p in trained]).all(0)
+            scored = np.array([_score(stack, x, y) for x, y in splits])  # [split, seed], percent
+            lost = ~(finite.cpu().numpy() & np.isfinite(history["train_loss"][:, -1]) & np.isfinite(scored).all(0))
+            diverged += lost.tolist()
+            for found, values in zip(scores, scored, strict=True):
+                found += np.where(lost, chance, values).tolist()
     return scores, used / len(seeds), parameters, diverged
 
 
@@ -407,7 +447,7 @@ def _list_factors(schedule, steps):
 def _fingerprint(arm, data):
     """Text that tells one arm from another: settings, schedule, and what its first steps and evaluation give."""
     first = {k: data[k][:500] for k in "xy"}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _keep_makers(arm):
         warnings.simplefilter("ignore")
         short = {**arm, "steps": min(arm["steps"], 3), "batch_size": min(arm.get("batch_size", 100), len(first["x"]))}
         rates = list(arm["learning_rate"])[:1] if np.ndim(arm.get("learning_rate")) else None
@@ -443,9 +483,15 @@ def _choose(name, arm, grid, data, validation, tune_seeds, cache):
             return np.reshape(np.where(diverged, -np.inf, found), (n, -1)).mean(1).tolist()
 
         mark = (name, _fingerprint(arm | other, data)) if cache else ""
-        for i, score in zip(alike, _remember(cache, repr((mark, rates, tune_seeds, validation)), measure), strict=True):
+        key = repr((mark, rates, tune_seeds, validation))
+        known = _remember(cache, key, measure, lambda known, n=len(alike): _are_numbers(known, n))
+        for i, score in zip(alike, known, strict=True):
             scores[i] = score
     return tries, scores
+
+
+def _are_numbers(values, n):
+    return isinstance(values, list) and len(values) == n and all(isinstance(v, (int, float)) and v == v for v in values)
 
 
 def _run_arm(variant, seeds):
@@ -464,7 +510,17 @@ def _run_arm(variant, seeds):
         lost = [seed for seed, is_lost in zip(seeds, diverged, strict=True) if is_lost]
         return {"accuracy": test, "train": train, "seconds": used, "parameters": parameters, "diverged": lost}
 
-    result = _remember(cache, repr(((name, _fingerprint(final, data)) if cache else "", seeds)), measure)
+    def is_sound(known):
+        kept = {"accuracy": len(seeds), "train": len(seeds)}
+        return (
+            isinstance(known, dict)
+            and known.keys() == {*kept, "seconds", "parameters", "diverged"}
+            and all(_are_numbers(known[k], n) for k, n in kept.items())
+            and _are_numbers([known["seconds"], known["parameters"]], 2)
+            and isinstance(known["diverged"], list)
+        )
+
+    result = _remember(cache, repr(((name, _fingerprint(final, data)) if cache else "", seeds)), measure, is_sound)
     return [(result, tries, scores, best)] * len(seeds)
 
 
@@ -497,7 +553,7 @@ def _check_arms(arms, tune, budget):
             raise ValueError(f"arms: {name!r} has {bad or 'no build'}; must have {rule}; others go into build or loss")
         if any(isinstance(build, torch.nn.Module) for build in (arm.get("build"), *grid.get("build", ()))):
             raise ValueError(f"arms: {name!r} is a model; must be what makes one: the class, or `lambda: ...`")
-        for k in {"loss", "schedule"} & arm.keys():
+        for k in sorted({"build", "loss", "optimizer", "schedule"} & arm.keys()):
             if reads_iterator(arm[k]):
                 rule = "which no run can set back for the next one: count in attributes of an object"
                 warnings.warn(f"arms: the {k} of {name!r} reads an iterator, {rule}", stacklevel=3)
@@ -506,6 +562,11 @@ def _check_arms(arms, tune, budget):
         if empty := [k for k, values in grid.items() if not values]:
             raise ValueError(f"tune: {empty} in the arm {name!r} is empty; must hold values")
         checked[name] = ({"steps": budget} | arm, grid)
+    for (one, (a, _)), (other, (b, _)) in itertools.combinations(checked.items(), 2):
+        builds = {build for build in (a.get("build"), b.get("build")) if isinstance(build, types.FunctionType)}
+        if len(builds) == 2 and describe(a) == describe(b):
+            rule = "a function made in a loop reads the loop's last value: functools.partial keeps each"
+            warnings.warn(f"arms: {one!r} and {other!r} do the same; {rule}", stacklevel=3)
     sizes = {name: math.prod(map(len, grid.values())) for name, (_, grid) in checked.items()}
     if len(set(sizes.values())) > 1:
         warnings.warn(f"tune: the arms try different numbers of combinations: {sizes}", stacklevel=3)
@@ -524,7 +585,7 @@ def _try_arms(checked, data, validation, seeds):
             try:
                 steps = check_integer((arm | first | one)["steps"], "steps", 1, 10**9)
                 _list_factors(tried.get("schedule"), steps)
-                with warnings.catch_warnings():
+                with warnings.catch_warnings(), _keep_makers(tried):
                     warnings.filterwarnings("ignore", ".*diverged")
                     stack, _ = _train(tried, some, seeds if np.ndim(tried.get("learning_rate")) else seeds[:2])
                 _score(stack, some["x"][:2], some["y"][:2])
@@ -596,6 +657,8 @@ def _list_datasets(data):
             item[f"y{split}"] = item[f"y{split}"].astype(np.int64)  # whatever their byte order
         shapes = [item[k].shape[1:] for k in ("x", "x_test")]
         require(shapes[0] == shapes[1], f"shapes of an example of x, x_test of {name!r}", shapes, "the same")
+        shapes = [item[k].shape[1:] for k in ("y", "y_test")]
+        require(shapes[0] == shapes[1], f"shapes of a label of y, y_test of {name!r}", shapes, "the same")
     return datasets, several
 
 
@@ -637,7 +700,8 @@ def compare(
     cache : path-like, optional
         Folder that keeps what has ended, for a call that goes on after an interruption. An arm is known again by its
         name, its arguments, what its functions do, read and hold, its schedule and the outcome of its first three
-        steps: empty the folder where one name means two arms that differ in none of these.
+        steps: empty the folder where one name means two arms that differ in none of these, as in a file that they read
+        later, or in torch's own switches.
 
     Returns
     -------
@@ -650,7 +714,8 @@ def compare(
     another split or other tuning seeds might have chosen otherwise is not in them, so that of equal arms that choose
     for themselves more than 5% are called better or worse, the more the fewer `tune_seeds` there are.
     Examples are shuffled in every epoch unless an arm has another `order`. Augmentation belongs into the model, under
-    ``if self.training:``. What loss and schedule count or collect is set back after every run. Workers are joblib's,
+    ``if self.training:``. What loss and schedule count or collect is set back after every run, and what `build`, the
+    optimiser and a model's class do, a generator of one's own say, after every arm. Workers are joblib's,
     as for :func:`mnist1d.training.sweep`. A run that diverges counts as chance, and a combination in which one did is
     not chosen while another is left.
     """

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from mnist1d import settings
 from mnist1d.utils import from_pickle, open_for_rename
 
-__all__ = ["Part", "name_parts", "read_package", "read_part", "write_part"]
+__all__ = ["IMPORTED", "Part", "name_parts", "read_package", "read_part", "write_part"]
 
 
 def read_package(root: str | os.PathLike) -> tuple[tuple[str, str], ...]:
@@ -34,7 +34,7 @@ def _digest(thing):
 
 # The package as this process imports it: its files may be edited while a notebook runs.
 _PACKAGE = read_package(Path(__file__).resolve().parent.parent)
-_IMPORTED = _digest(_PACKAGE)
+IMPORTED = _digest(_PACKAGE)
 _count = itertools.count()
 
 
@@ -83,12 +83,12 @@ def name_parts(run: Callable, variants: Mapping[Any, Any], tasks: Sequence[tuple
     except (SyntaxError, tokenize.TokenError, RecursionError):  # a cell in another language; objects without an end
         return none
     keys = [(about, does, i, name, held[name], seeds) for i, (name, seeds) in enumerate(tasks)]
-    return [Part(folder / _digest(key), _IMPORTED) for key in keys] if folder else none
+    return [Part(folder / _digest(key), IMPORTED) for key in keys] if folder else none
 
 
 def read_part(part: Part | None) -> tuple[Any, float] | None:
     """What a task has returned in an earlier run, and its seconds; None where it has to be run."""
-    if not part or part.package != _IMPORTED:  # a worker that was started after an edit of the package
+    if not part or part.package != IMPORTED:  # a worker that was started after an edit of the package
         return None
     try:
         result, seconds = from_pickle(part.path)
@@ -101,7 +101,7 @@ def read_part(part: Part | None) -> tuple[Any, float] | None:
 
 def write_part(part: Part | None, result: Any, seconds: float) -> None:
     """Keep what a task has returned, if it can be kept."""
-    if part and part.package == _IMPORTED:
+    if part and part.package == IMPORTED:
         # A full disk, or what cannot be pickled, takes no result with it.
         with contextlib.suppress(Exception), open_for_rename(part.path) as file:
             pickle.dump((result, seconds), file, protocol=5)

@@ -4,6 +4,7 @@ On the CPU as many processes as cores, of one thread each, train most for networ
 comes from processes (:func:`sweep`) and from computing the seeds of one process together (:func:`train`).
 """
 
+import copy
 import functools
 import inspect
 import math
@@ -17,12 +18,14 @@ import time
 import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import joblib
 import numpy as np
 import torch
+from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky.backend import reduction
 from threadpoolctl import threadpool_limits
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -31,6 +34,7 @@ from mnist1d.engine import ReplayError, Stack
 from mnist1d.engine.checks import (
     get_python_random,
     is_answer_close,
+    is_code_same,
     keep_function,
     keep_random_state,
     list_settings,
@@ -39,7 +43,7 @@ from mnist1d.engine.checks import (
     remember_function,
     set_python_random,
 )
-from mnist1d.parts import name_parts, read_part, write_part
+from mnist1d.parts import IMPORTED, name_parts, read_part, write_part
 from mnist1d.settings import (
     KEEP_MEMORY,
     find_device,
@@ -396,7 +400,7 @@ def fit(
     def can_return():  # what schedulers and other optimisers remember cannot be set back
         return stack.optimizers.are_of_torch and not stack.optimizers.have_schedulers
 
-    set_back_all = remember_code([build, loss, schedule]) if len(seeds) > 1 else None
+    set_back_all = remember_code([build, loss, schedule, optimizer]) if len(seeds) > 1 else None
     stack = make_stack()
     clear_caches = remember_caches(stack.modules)
     _check_dtype(stack, x)
@@ -545,6 +549,8 @@ def early_stopped(history: Mapping[str, np.ndarray]) -> np.ndarray:
 # Random generators and the default dtype belong to a whole process: of its threads one trains at a time.
 _turn = threading.RLock()  # a sweep within a sweep has it already
 _thread = threading.local()
+_ENVIRONMENT = dict(os.environ)
+_sent = {}  # code that workers were asked for: (module, path) to digest
 
 
 @contextmanager
@@ -557,7 +563,7 @@ def _keep_to(settings):
         here = getattr(owner, name, value)
         if owner is not None and not _is_same(here, value):
             changed.append((owner, name, here))
-            _set(owner, name, value.copy() if isinstance(value, np.ndarray) else value)
+            _set(owner, name, copy.deepcopy(value))  # which a large array, as it comes, does not let be written on
     try:
         yield
     finally:
@@ -566,9 +572,15 @@ def _keep_to(settings):
 
 
 def _is_same(here, value):
-    if isinstance(value, np.ndarray):
-        return type(here) is np.ndarray and here.dtype == value.dtype and np.array_equal(here, value)
-    return type(here) is type(value) and bool(here == value)
+    if type(here) is not type(value):
+        return False
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return here.dtype == value.dtype and here.shape == value.shape and bool((here == value).all())
+    if isinstance(value, dict):
+        return list(here) == list(value) and all(_is_same(here[key], value[key]) for key in value)
+    if isinstance(value, (list, tuple)):
+        return len(here) == len(value) and all(map(_is_same, here, value))
+    return bool(here == value)
 
 
 def _set(owner, name, value):
@@ -588,20 +600,66 @@ def _end_with(parent):
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _run_task(run, variant, seeds, dtype, settings, part, home):
+class _OtherCode(RuntimeError):
+    """A worker has other code than the process of the sweep."""
+
+
+def _list_place():
+    """The working folder, and the variables of the environment that were changed since this package was imported."""
+    now = dict(os.environ)
+    return os.getcwd(), {k: now.get(k) for k in now.keys() | _ENVIRONMENT.keys() if now.get(k) != _ENVIRONMENT.get(k)}
+
+
+@contextmanager
+def _keep_to_place(folder, environment):
+    """Within it a worker, which may be older than the change, has this working folder and these variables."""
+    before, here = {k: os.environ.get(k) for k in environment}, os.getcwd()
+
+    def put(values):
+        for k, value in values.items():
+            if value is None:
+                os.environ.pop(k, None)
+            else:
+                os.environ[k] = value
+
+    with suppress(OSError):  # another machine's
+        os.chdir(folder)
+    put(environment)
+    try:
+        yield
+    finally:
+        put(before)
+        os.chdir(here)
+
+
+def _find_other_code(code):
+    """The modules of which this process has other code."""
+    own = {m for (m, path), digest in code.items() if m != "mnist1d" and not is_code_same(m, path, digest)}
+    return sorted(own | ({"mnist1d"} if code["mnist1d", ""] != IMPORTED else set()))
+
+
+def _run_task(run, variant, seeds, dtype, place, settings, code, part, home):
     """A task's result, its error, the seconds that an earlier run has spent on it, and the peak memory."""
-    if os.getpid() != home == os.getppid():  # a worker that the sweep's process, of this id, has started
+    is_worker = os.getpid() != home
+    if is_worker and home == os.getppid():  # that the sweep's process, of this id, has started
         _end_with(home)
     with _turn:
         if known := read_part(part):
             return known[0], None, known[1], measure_peak_memory()
+        if is_worker and (other := _find_other_code(code)):
+            return None, _OtherCode(", ".join(other)), 0.0, measure_peak_memory()
         nested, _thread.in_task = getattr(_thread, "in_task", False), True
         start = time.perf_counter()
         try:
-            with _keep_to(settings):
+            with _keep_to_place(*place) if is_worker else nullcontext(), _keep_to(settings):
                 result, error = _run_alone(run, variant, seeds, dtype)
         finally:
             _thread.in_task = nested
+        if is_worker and error is None:
+            try:
+                reduction.dumps(result)
+            except Exception as reason:  # a result that cannot leave the worker would end the sweep
+                result, error = None, TypeError(f"run's result cannot be sent to another process: {reason}")
         if error is None:
             write_part(part, result, time.perf_counter() - start)
         return result, error, 0.0, measure_peak_memory()
@@ -646,7 +704,7 @@ def _concatenate(results, sizes):
     if isinstance(first, torch.Tensor) and first.ndim:
         return np.concatenate([r.detach().cpu().numpy() for r in results])
     if isinstance(first, np.ndarray) and first.ndim:
-        return np.ma.concatenate(results) if np.ma.isMaskedArray(first) else np.concatenate(results)
+        return (np.ma if any(map(np.ma.isMaskedArray, results)) else np).concatenate(results)
     if isinstance(first, (list, range)):
         joined = [item for r in results for item in r]
         return np.asarray(joined) if all(isinstance(item, (int, float, np.number)) for item in joined) else joined
@@ -709,7 +767,8 @@ def sweep(
     with one thread a worker, as the threads of a process take turns. A sweep within a sweep runs in its place.
 
     Numbers, texts and arrays that were set in a module of one's own since it was imported, or in a class or a plain
-    object of it, are set in the workers too; functions that were put in the place of others are not.
+    object of it, are set in the workers too. Where a worker would have other functions than this process, because the
+    module was edited or a function put in the place of another, the call runs here, with a warning.
     In a call numbers below 1e-38 count as 0 (denormal numbers, with which a CPU is 100 times slower).
     """
     if not isinstance(variants, Mapping):
@@ -729,15 +788,18 @@ def sweep(
     tasks = [(name, seeds[i : i + chunk]) for name in variants for i in range(0, len(seeds), chunk)]
     nested = getattr(_thread, "in_task", False)  # its workers are all busy
     jobs = 1 if nested else min(get_jobs(), len(tasks))
-    dtype = torch.get_default_dtype()
-    settings = list_settings([run, variants]) if jobs > 1 else {}
+    dtype, place = torch.get_default_dtype(), _list_place()
+    settings, code = list_settings([run, variants]) if jobs > 1 else ({}, {})
+    code["mnist1d", ""] = IMPORTED
+    if any(_sent.get(key, digest) != digest for key, digest in code.items()):  # reloaded since: to be imported anew
+        get_reusable_executor().shutdown(wait=True, kill_workers=True)
+    _sent.update(code)
     parts = [None] * len(tasks) if nested else name_parts(run, variants, tasks, (desc, dtype, jobs == 1))
     calls = (
-        joblib.delayed(_run_task)(run, variants[name], some, dtype, settings, part, os.getpid())
+        joblib.delayed(_run_task)(run, variants[name], some, dtype, place, settings, code, part, os.getpid())
         for (name, some), part in zip(tasks, parts, strict=True)
     )
-    collected = {name: [] for name in variants}
-    failures = []
+    collected, failures, told = {name: [] for name in variants}, [], False
     added = KEEP_MEMORY.keys() - os.environ.keys()  # workers inherit them
     os.environ.update({name: KEEP_MEMORY[name] for name in added})
 
@@ -757,7 +819,16 @@ def sweep(
             warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
             results = joblib.Parallel(jobs, "sequential" if nested else None, return_as="generator")(calls)
             progress = tqdm(results, total=len(tasks), desc=desc)
-            for (name, part), (result, error, saved, memory) in zip(tasks, progress, strict=True):
+            for (name, part), kept, (result, error, saved, memory) in zip(tasks, parts, progress, strict=True):
+                if isinstance(error, _OtherCode):
+                    if not told:
+                        text = (
+                            f"{desc}: runs in this process alone, as {error} is not what workers import from its file"
+                        )
+                        warnings.warn(text, stacklevel=2)
+                    told = True
+                    here = run, variants[name], part, dtype, place, {}, {}, kept, os.getpid()
+                    result, error, saved, memory = _run_task(*here)
                 note_peak_memory(memory)
                 note_seconds(saved / jobs)
                 if error is None:

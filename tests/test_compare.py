@@ -2,7 +2,9 @@
 
 import collections
 import functools
+import importlib
 import io
+import json
 import logging
 import random
 import re
@@ -210,6 +212,11 @@ def test_a_damaged_file_of_the_cache_is_computed_again(tmp_path):
     with pytest.warns(UserWarning, match="is damaged and computed again"):
         again = compare({"MLP": MLP}, DATA, cache=tmp_path, **SETTINGS)
     np.testing.assert_array_equal(first.accuracy["MLP"], again.accuracy["MLP"])
+    for content in ("{}", "null", '{"accuracy": [1, 2]}', json.dumps(first.accuracy["MLP"].tolist()), "[" * 10**5):
+        kept.write_text(content, encoding="utf-8")
+        with pytest.warns(UserWarning, match="is damaged and computed again"):
+            again = compare({"MLP": MLP}, DATA, cache=tmp_path, **SETTINGS)
+        np.testing.assert_array_equal(first.accuracy["MLP"], again.accuracy["MLP"])
     with pytest.raises(ValueError, match=r"cache=.*must be a folder"):
         compare({"MLP": MLP}, DATA, cache=kept, **SETTINGS)
 
@@ -821,3 +828,114 @@ def test_data_that_are_not_finite_are_named_and_lost_runs_are_not_equivalent():
 def test_datasets_of_any_kind_by_name():
     named = {"few": ObjectView({"num_samples": 200}), "more": ObjectView({"num_samples": 400})}
     assert compare({"a": Logistic}, named, seeds=2, budget=1).keys() == {"few", "more"}
+
+
+def make_arms():
+    """Two equal arms whose initial weights come from a generator, and whose optimiser's rate from a counter, of all."""
+    rng, counter = np.random.default_rng(0), [0]
+
+    def build():
+        model = Logistic()
+        with torch.no_grad():
+            for p in model.parameters():
+                p.copy_(torch.as_tensor(rng.normal(0, 0.1, p.shape)))
+        return model
+
+    def optimizer(params):
+        counter[0] += 1
+        return torch.optim.SGD(params, lr=0.1 / counter[0])
+
+    return {name: {"build": lambda: build().train(), "optimizer": optimizer} for name in ("a", "b")}
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_what_makes_models_starts_alike_for_every_arm(jobs, monkeypatch, tmp_path):
+    """Neither trial steps, nor the choice, nor the arm before leave anything behind."""
+    monkeypatch.setenv("JOBS", jobs)
+    arms, calls = make_arms(), []
+    with pytest.warns(UserWarning, match="'a' and 'b' do the same"):
+        for options in ({}, {"cache": tmp_path}, {"cache": tmp_path}, {"tune": {"clip": (1e6, 1e5)}}):
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*is the edge of")
+                warnings.filterwarnings("ignore", ".*one seed after the other")
+                calls.append(compare(arms, DATA, **SETTINGS | options))
+    arm, options = make_arms()["a"], {"steps": SETTINGS["budget"], "order": "shuffled"}
+    once = fit(arm["build"], DATA, 2, optimizer=arm["optimizer"], **options)[1]["test_acc"][:, -1]
+    for call in calls:
+        np.testing.assert_array_equal(call.accuracy["a"], call.accuracy["b"])
+        np.testing.assert_allclose(call.accuracy["a"], once, atol=1.01)  # one of 100 examples
+
+
+PACKAGE = {
+    "__init__.py": "",
+    "config.py": "SWITCH = 5\n",
+    "relative.py": """
+import os
+import torch
+
+class Late(torch.optim.SGD):
+    taken = 0
+    def step(self, closure=None):
+        self.taken += 1
+        self.param_groups[0]["lr"] = 1e-3 if self.taken > self.get() else 0.5
+        return super().step(closure)
+
+class Name(Late):
+    def get(self):
+        from .config import SWITCH
+        return SWITCH
+
+class Module(Late):
+    def get(self):
+        from . import config
+        return config.SWITCH
+
+class Variable(Late):
+    def get(self):
+        return int(os.getenv("OWN_SWITCH"))
+
+class Held(Late):
+    def __init__(self, params, held):
+        super().__init__(params)
+        self.held = held
+    def get(self):
+        return self.held.SWITCH
+""",
+}
+
+
+@pytest.mark.parametrize("kind", ["Name", "Module", "Variable", "Held"])
+def test_the_cache_sees_modules_and_variables(kind, tmp_path, monkeypatch):
+    package = tmp_path / "package_of_a_user"
+    package.mkdir()
+    for name, text in PACKAGE.items():
+        (package / name).write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    relative, config = (importlib.import_module(f"package_of_a_user.{name}") for name in ("relative", "config"))
+    optimizer = getattr(relative, kind)
+    optimizer = functools.partial(optimizer, held=config) if kind == "Held" else optimizer
+    found = []
+    for switch in (5, 55):
+        monkeypatch.setattr(config, "SWITCH", switch)
+        monkeypatch.setenv("OWN_SWITCH", str(switch))
+        arms, options = {"a": {"build": MLP, "optimizer": optimizer}}, SETTINGS | {"budget": 60}
+        cached, plain = (compare(arms, DATA, **options, cache=c).accuracy["a"] for c in (tmp_path / "cache", None))
+        np.testing.assert_array_equal(cached, plain)
+        found.append(plain)
+    assert not np.array_equal(*found)
+    for name in [name for name in sys.modules if name.startswith("package_of_a_user")]:
+        del sys.modules[name]
+
+
+def test_functions_that_differ_in_the_order_of_their_arguments_are_told_apart():
+    assert comparison.describe(lambda a, b: (a, 1, b)) != comparison.describe(lambda b, a: (a, 1, b))
+    nested = [functools.reduce(lambda f, _: lambda: (f(),), range(60), lambda n=n: n) for n in (1, 2)]
+    assert comparison.describe(nested[0]) != comparison.describe(nested[1])
+
+
+def test_a_function_made_in_a_loop_is_told():
+    arms = {f"hidden {h}": lambda: MLP(hidden=h) for h in (5, 50)}  # noqa: B023
+    with pytest.warns(UserWarning, match="'hidden 5' and 'hidden 50' do the same; a function made in a loop"):
+        compare(arms, DATA, **SETTINGS)
+    with pytest.raises(ValueError, match=r"shapes of a label of y, y_test"):
+        compare({"a": MLP}, {**DATA, "y_test": np.tile(DATA["y_test"][:, None], 4)}, **SETTINGS)

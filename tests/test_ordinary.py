@@ -444,3 +444,49 @@ def test_few_test_examples_are_no_axis_of_classes(n, apart, data):
     two = data | {"y": data["y"] % 2, "x_test": data["x_test"][:2], "y_test": np.array([0, 1])}
     history = train(lambda: nn.Linear(12, 2), [two] * n if apart else two, n, steps=2, batch_size=20)
     assert set(history["test_acc"].ravel()) <= {0.0, 50.0, 100.0}
+
+
+STEPS_OF_ALL, STATE = 0, {"n": 0}
+
+
+class CountsInAGlobal(Target):
+    def forward(self, x):
+        global STEPS_OF_ALL  # noqa: PLW0603
+        if self.training:
+            STEPS_OF_ALL += 1
+        return super().forward(x) * (1 + 0.01 * STEPS_OF_ALL)
+
+
+def count_in_a_dict(is_training):
+    STATE["n"] += is_training
+    return STATE["n"]
+
+
+class CountsInAHelper(Target):
+    def forward(self, x):
+        return super().forward(x) * (1 + 0.01 * count_in_a_dict(self.training))
+
+
+@pytest.mark.parametrize("kind", [CountsInAGlobal, CountsInAHelper])
+@pytest.mark.parametrize("wrap", [lambda kind: kind, lambda kind: lambda: kind().train()])
+def test_what_a_model_counts_in_a_global_starts_as_in_a_plain_loop(kind, wrap, data, monkeypatch):
+    """Several seeds are tried together first: what the trial has counted is set back."""
+    monkeypatch.setitem(globals(), "STEPS_OF_ALL", 0)
+    monkeypatch.setitem(STATE, "n", 0)
+    with pytest.warns(UserWarning, match="one seed after the other"):
+        found = train(wrap(kind), data, range(3), steps=5, batch_size=20, eval_every=None)["train_loss"][:, -1]
+    monkeypatch.setitem(globals(), "STEPS_OF_ALL", 0)
+    monkeypatch.setitem(STATE, "n", 0)
+    plain = []
+    for seed in range(3):  # none is evaluated between
+        torch.manual_seed(seed)
+        model = kind()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        for step in range(5):
+            rows = (torch.arange(20) + 20 * step) % 80
+            loss = F.cross_entropy(model(torch.tensor(data["x"][rows]).float()), torch.tensor(data["y"][rows]))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        plain.append(loss.item())
+    np.testing.assert_allclose(found, plain, rtol=1e-5)

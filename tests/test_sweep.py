@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from torch import nn
 
 from mnist1d import make_dataset, settings
+from mnist1d.engine.checks import is_library
 from mnist1d.models import CNN, GRU, MLP, Logistic
 from mnist1d.training import SweepError, sweep, train
 
@@ -388,3 +389,99 @@ def test_results_of_other_keys_for_some_seeds_are_named():
 
     with pytest.raises(SweepError, match="the same for all seeds"):
         sweep(run, {"one": 1}, 4, chunk=2)
+
+
+OWN = """
+import os
+import numpy as np
+import torch
+
+WEIGHT, TABLE = torch.tensor(1.0), {"w": np.ones(3)}
+
+def factor():
+    return 1.0
+
+class Model:
+    def get(self):
+        return float(WEIGHT) + TABLE["w"].sum()
+
+def run(variant, seeds):
+    place = len(os.getcwd()) + len(os.environ.get("OWN_VARIABLE", ""))
+    return np.full(len(seeds), 100.0 * factor() + Model().get() + place)
+"""
+
+
+def test_workers_have_what_this_process_has(tmp_path, monkeypatch):
+    """What was set, where it works, and which code it has: also where the file of a module says otherwise."""
+    file = tmp_path / "own_module.py"
+    file.write_text(OWN, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    own = importlib.import_module("own_module")
+    monkeypatch.setitem(sys.modules, "own_module", own)
+    get_reusable_executor().shutdown(wait=True)  # workers that are to find the module
+
+    def run_both():
+        found = []
+        for jobs in "12":
+            monkeypatch.setenv("JOBS", jobs)
+            found.append(sweep(own.run, {"a": 0, "b": 1}, 2)["b"].tolist())
+        assert found[0] == found[1]
+        return found[0]
+
+    seen = [run_both()]
+    own.WEIGHT.fill_(5.0)
+    own.TABLE["w"][:] = 7.0
+    monkeypatch.setenv("OWN_VARIABLE", "some text")
+    monkeypatch.chdir(tmp_path)
+    seen.append(run_both())
+    file.write_text(OWN.replace("return 1.0", "return 2.0 + 0.5"), encoding="utf-8")
+    importlib.reload(own)
+    seen.append(run_both())  # workers are started anew
+    file.write_text(OWN, encoding="utf-8")
+    get_reusable_executor().shutdown(wait=True)  # new workers read the file, as one that joblib starts does
+    with pytest.warns(UserWarning, match="runs in this process alone, as own_module is not what workers import"):
+        assert run_both() == seen[-1]
+    monkeypatch.setattr(own, "factor", lambda: 9.0)
+    with pytest.warns(UserWarning, match="runs in this process alone"):
+        seen.append(run_both())
+    assert len(set(map(str, seen))) == len(seen)
+    get_reusable_executor().shutdown(wait=True)
+
+
+def test_code_of_a_notebook_is_no_library_in_a_worker(monkeypatch):
+    """A worker's own `__main__` is a file of joblib's; what the user's functions read is looked at all the same."""
+    monkeypatch.setenv("JOBS", "2")
+
+    def of_a_cell():
+        return 1
+
+    of_a_cell.__module__ = "__main__"
+    found = sweep(lambda variant, seeds: [is_library(variant)] * len(seeds), {"a": of_a_cell, "b": of_a_cell}, 1)
+    assert not found["a"][0] and not found["b"][0]
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_result_that_cannot_be_sent_takes_no_other_with_it(monkeypatch, jobs):
+    monkeypatch.setenv("JOBS", jobs)
+
+    def run(variant, seeds):
+        return np.array(seeds) if variant else threading.Lock()
+
+    variants = {"a": 1, "b": 0, "c": 1}
+    if jobs == "1":
+        assert [*sweep(run, variants, 1)] == [*variants]
+        return
+    with pytest.raises(SweepError, match=r"variant 'b'.*cannot be sent") as caught:
+        sweep(run, variants, 1)
+    assert [*caught.value.finished] == ["a", "c"]
+
+
+def test_masks_of_some_seeds_are_kept(monkeypatch):
+    monkeypatch.setenv("JOBS", "1")
+
+    def run(variant, seeds):
+        x = np.array(seeds, dtype=float)
+        return np.ma.array(x, mask=[True]) if seeds[0] == 1 else x
+
+    assert sweep(run, {"a": 0}, 3, chunk=1)["a"].mask.tolist() == [False, True, False]

@@ -3,6 +3,8 @@
 import copy
 import dis
 import functools
+import hashlib
+import importlib
 import io
 import itertools
 import logging
@@ -26,11 +28,11 @@ from torch.overrides import TorchFunctionMode
 __all__ = [
     "Finder", "catches_errors", "copy_module", "encloses_itself", "find_shared_memory", "freeze_function",
     "freeze_held", "freeze_module", "freeze_tensors", "get_python_random", "has_forward_hooks", "has_hooks",
-    "have_same_numbers", "hold_alike", "holds_parameters", "identify", "is_answer_close", "is_close", "is_library",
-    "keep_attributes", "keep_function", "keep_random_state", "keep_slots", "list_attributes", "list_globals",
-    "list_held", "list_modules", "list_names", "list_settings", "list_unshared", "list_watched", "names_autograd",
-    "reads_iterator", "remember_caches", "remember_code", "remember_function", "set_python_random",
-    "share_objects",
+    "have_same_numbers", "hold_alike", "holds_parameters", "identify", "is_answer_close", "is_close", "is_code_same",
+    "is_library", "keep_attributes", "keep_code", "keep_function", "keep_random_state", "keep_slots", "list_attributes",
+    "list_globals", "list_held", "list_modules", "list_names", "list_settings", "list_unshared", "list_variables",
+    "list_watched", "names_autograd", "reads_iterator", "remember_caches", "remember_code", "remember_function",
+    "set_python_random", "share_objects",
 ]  # fmt: skip
 
 INTERNAL = frozenset(vars(nn.Module()))
@@ -422,8 +424,11 @@ def keep_attributes(modules):
         restore()
 
 
-def remember_function(function):
-    """What gives back what a loss or a schedule counts or remembers: in attributes, modules, what its helpers read."""
+def remember_function(function, classes=False):
+    """What gives back what a loss or a schedule counts or remembers: in attributes, modules, what its helpers read.
+
+    With `classes` also what the functions of the classes read that it is or names.
+    """
     modules = list_modules(function)
     held = []
     while isinstance(function, (functools.partial, types.MethodType)):
@@ -433,7 +438,7 @@ def remember_function(function):
     if hasattr(function, "__dict__") and not isinstance(function, nn.Module):
         held.append(vars(function))
     cells, names, places = [], [], []
-    for f in _list_helpers([function, *_list_methods(type(function))]):
+    for f in _list_helpers([function, *_list_methods(type(function))], classes):
         held.append(vars(f))
         cells += [(c, c.cell_contents) for c in f.__closure__ or () if _is_filled(c)]
         known = f.__globals__
@@ -478,10 +483,20 @@ def _remember_places(places, restores):
 
 def remember_code(functions):
     """What gives back what several functions, or the classes among them, count or remember."""
-    restores = [remember_function(f) for f in functions if f is not None]
+    restores = [remember_function(f, classes=True) for f in functions if callable(f)]
     kinds = {kind for f in functions for kind in getattr(f, "__mro__", ()) if not is_library(kind)}
     held = [(k, name, v) for k in kinds for name, v in vars(k).items() if name[:2] != "__" and not callable(v)]
     return _remember_places(held, [*restores, *_keep_contents([value for *_, value in held], {})])
+
+
+@contextmanager
+def keep_code(functions):
+    """Leave what several functions, or the classes among them, count or remember as it was."""
+    restore = remember_code(functions)
+    try:
+        yield
+    finally:
+        restore()
 
 
 @contextmanager
@@ -733,6 +748,12 @@ def _list_methods(kind):
     return [f for k in own for f in _list_functions(k)]
 
 
+def _list_class(kind):
+    """The same and those that make an object; none of a library's class."""
+    inits = [vars(k).get("__init__") for k in kind.__mro__ if not is_library(k)]
+    return [] if is_library(kind) else [*_list_methods(kind), *filter(None, inits)]
+
+
 def names_autograd(module, function):
     """Whether forward passes or loss name what autograd knows of a tensor, which `vmap` does not tell as it is."""
     near = _list_code(module, function)
@@ -793,10 +814,15 @@ def reads_iterator(function):
     return any(isinstance(v, Iterator) and not isinstance(v, io.IOBase) for v in read)
 
 
-def _list_helpers(found):
-    """The functions among some values that are no library's, and those that these name, over three levels."""
+def _list_helpers(found, classes=False):
+    """The functions among some values that are no library's, and those that these name, over three levels.
+
+    With `classes` also those of classes of one's own.
+    """
     helpers = {}
     for _ in range(4):
+        if classes:
+            found = [f for value in found for f in (_list_class(value) if isinstance(value, type) else [value])]
         new = [f for f in found if isinstance(f, types.FunctionType) and _may_change(f) and f not in helpers]
         helpers |= dict.fromkeys(new)
         found = [f for g in new for f in _read_names(g)]
@@ -833,16 +859,24 @@ def _list_global_names(code):
     return tuple(dict.fromkeys([*own, *inner]))
 
 
+@functools.lru_cache(1000)
+def list_variables(code):
+    """Variables of the environment that code may read: the texts in it, where it names what reads one."""
+    found = [c for c in code.co_consts if isinstance(c, str)] if {"getenv", "environ"} & {*code.co_names} else []
+    return (*found, *(name for c in code.co_consts if isinstance(c, types.CodeType) for name in list_variables(c)))
+
+
 def list_settings(values):
-    """Plain values that functions and classes among these read in modules of one's own: (module, path) to value.
+    """What functions and classes among these read in modules of one's own: (module, path) to plain value, and to code.
 
-    Workers import such a module anew, and would not see what was set since.
+    Workers import such a module anew: they would not see what was set since, and may import it from an edited file.
     """
-    functions, found, seen = [], {}, set()
+    functions, found, code, seen = [], {}, {}, set()
 
-    def list_code(kind):
-        inits = [vars(k).get("__init__") for k in kind.__mro__ if not is_library(k)]
-        return [] if is_library(kind) else [*_list_methods(kind), *filter(None, inits)]
+    def note(module, path, value):
+        is_own = isinstance(value, (types.FunctionType, type)) and not is_library(value)
+        if is_own and module != "__main__" and getattr(sys.modules.get(module), "__file__", None):
+            code[module, path] = digest_code(value)
 
     for value in values:  # which grows
         if id(value) in seen or seen.add(id(value)):
@@ -855,9 +889,13 @@ def list_settings(values):
             values += value.values() if isinstance(value, dict) else value
         elif isinstance(value, types.FunctionType):
             functions.append(value)
+            if "<" not in value.__qualname__:  # else it travels itself
+                note(value.__module__, value.__qualname__, value)
         elif not isinstance(value, (*SIMPLE, torch.Tensor, np.ndarray, types.ModuleType)):
             kind = value if isinstance(value, type) else type(value)
-            functions += list_code(kind)
+            if "<" not in kind.__qualname__:
+                note(kind.__module__, kind.__qualname__, kind)
+            functions += _list_class(kind)
     for _ in range(3):  # functions name classes and modules, whose functions name others
         functions = _list_helpers(functions)
         for function in list(functions):
@@ -867,17 +905,46 @@ def list_settings(values):
                 named = {name: held[name] for name in names if name in held and name[:2] != "__"}
                 if held.get("__name__", "__main__") != "__main__":  # whose values travel with the function
                     found |= {(held["__name__"], path): value for path, value in _list_plain(named)}
+                    for name, value in named.items():
+                        note(held["__name__"], name, value)
                 given += named.values()
             functions += [f for f in given if isinstance(f, types.FunctionType)]
-            functions += [f for kind in given if isinstance(kind, type) for f in list_code(kind)]
-    return found
+            functions += [f for kind in given if isinstance(kind, type) for f in _list_class(kind)]
+    return found, code
+
+
+def digest_code(value):
+    """What a function, or those of a class and of its bases, do: equal in every process that has the same."""
+
+    def picture(code):
+        constants = [
+            picture(c)
+            if isinstance(c, types.CodeType)
+            else sorted(map(repr, c))  # in whatever order they come
+            if isinstance(c, frozenset)
+            else repr(c)
+            for c in code.co_consts
+        ]
+        return code.co_code, code.co_names, code.co_varnames, constants
+
+    found = _list_class(value) if isinstance(value, type) else [value, getattr(value, "__wrapped__", None)]
+    pictures = [picture(f.__code__) for f in found if isinstance(f, types.FunctionType)]
+    return hashlib.sha256(repr(pictures).encode()).hexdigest()
+
+
+def is_code_same(module, path, digest):
+    """Whether this process, where it imports the module, has what the digest is of."""
+    try:
+        value = functools.reduce(getattr, path.split("."), importlib.import_module(module))
+    except Exception:  # whatever a module may raise that is half edited
+        return False
+    return isinstance(value, (types.FunctionType, type)) and digest_code(value) == digest
 
 
 def _list_plain(named):
     """(path, value) of the settings among named values, and of those that plain objects and classes among them hold."""
     for name, value in named.items():
-        is_array = isinstance(value, np.ndarray) and value.size <= 10**6 and not value.dtype.hasobject
-        if _is_setting(value) or is_array:
+        if _is_setting(value):
             yield name, value
         elif hasattr(value, "__dict__") and not isinstance(value, (*FUNCTIONS[:2], *BOUND, types.ModuleType)):
             kind = value if isinstance(value, type) else type(value)
@@ -886,11 +953,16 @@ def _list_plain(named):
 
 
 def _is_setting(value, depth=4):
-    """Whether a value is a number, a text or a small container of such."""
+    """Whether a value is a number, a text, a path, an array or a tensor of numbers, or a container of such."""
     if isinstance(value, (list, tuple, set, frozenset, dict)):
         held = [*value.keys(), *value.values()] if isinstance(value, dict) else value
-        return depth > 0 and len(held) <= 1000 and all(_is_setting(v, depth - 1) for v in held)
-    return isinstance(value, SIMPLE)
+        return depth > 0 and len(held) <= 10**5 and all(_is_setting(v, depth - 1) for v in held)
+    if type(value) is np.ndarray:
+        return value.size <= 10**6 and not value.dtype.hasobject
+    if type(value) is torch.Tensor:
+        is_plain = value.layout == torch.strided and value.device.type == "cpu" and not value.requires_grad
+        return is_plain and value.numel() <= 10**6
+    return isinstance(value, (*SIMPLE, torch.dtype, PurePath))
 
 
 def list_globals(function):
@@ -898,7 +970,12 @@ def list_globals(function):
     names, known = list_names(function.__code__), function.__globals__
     own = _list_global_names(function.__code__)
     found = [known[name] for name in own if name in known]
-    found += [sys.modules[name] for name in own if name in sys.modules and name not in known]  # imported within
+    package, places = known.get("__package__") or "", [""]
+    while package:  # from `. import config` or `.config import RATE` within
+        places.append(f"{package}.")
+        package = package.rpartition(".")[0]
+    inner = dict.fromkeys((place + name).rstrip(".") for name in own for place in places if name not in known)
+    found += [sys.modules[name] for name in inner if name in sys.modules]  # imported within
     for value in found:  # which grows
         if isinstance(value, types.ModuleType) and not is_library(value):
             held = [vars(value)[name] for name in names if name in vars(value)]
@@ -940,6 +1017,8 @@ def is_library(value):
 @functools.lru_cache(1000)
 def _is_installed(name):
     """Whether a package is one of Python's own, an installed one or this."""
+    if name in ("__main__", "__mp_main__"):  # the user's own, whatever file a worker was started from
+        return False
     path = getattr(sys.modules.get(name), "__file__", None) or ""
     is_installed = "site-packages" in path or "dist-packages" in path
     return name in LIBRARIES or name in sys.stdlib_module_names or is_installed
