@@ -490,3 +490,96 @@ def test_what_a_model_counts_in_a_global_starts_as_in_a_plain_loop(kind, wrap, d
             optimizer.step()
         plain.append(loss.item())
     np.testing.assert_allclose(found, plain, rtol=1e-5)
+
+
+SETTING = types.SimpleNamespace(factor=1.0, kept=range(12), penalty=0.0, count=0)
+
+
+def count_steps(is_training):
+    SETTING.count += is_training
+    return 2.0 if SETTING.count > 40 else 1.0
+
+
+def build_put_over():
+    """A forward pass put over that of a container of torch's; what it counts acts late."""
+    SETTING.count = 0
+    model = nn.Sequential(nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 5))
+
+    def forward(self, x):
+        return self[2](self[1](self[0](x)) * count_steps(self.training))
+
+    model.forward = types.MethodType(forward, model)
+    return model
+
+
+class Warming(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * count_steps(self.training)
+
+
+def build_parametrized():
+    """Of its own layer torch makes another class."""
+    SETTING.count = 0
+    return nn.Sequential(nn.utils.parametrizations.weight_norm(Warming(12, 8)), nn.Tanh(), nn.Linear(8, 5))
+
+
+class Activated(nn.Module):
+    """Torch's own layer calls a function of the user's."""
+
+    def __init__(self):
+        super().__init__()
+        activation = lambda x: F.relu(x) * SETTING.factor  # noqa: E731
+        self.layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True, activation=activation)
+        self.o = nn.Linear(12, 5)
+
+    def forward(self, x):
+        return self.o(self.layer(x.unflatten(1, (3, 4))).flatten(1))
+
+
+class Keeping(nn.Module):
+    """Which inputs count stands in a range of the configuration."""
+
+    def __init__(self):
+        super().__init__()
+        self.o = nn.Linear(12, 5)
+
+    def forward(self, x):
+        return self.o(x * torch.tensor([float(i in SETTING.kept) for i in range(12)]))
+
+
+def change_for_three_steps(step):
+    SETTING.factor = 20.0 if 40 <= step < 43 else 1.0
+    SETTING.kept = None
+    SETTING.kept = range(4) if 40 <= step < 43 else range(12)
+    return 1.0
+
+
+@pytest.mark.parametrize("seeds", [[3], [0, 1]])
+@pytest.mark.parametrize("build", [build_put_over, build_parametrized, Activated, Keeping])
+@pytest.mark.filterwarnings("ignore:.*one seed after the other", "ignore:.*are not replayed")
+def test_code_of_ones_own_within_torchs_is_seen(build, seeds, data):
+    options = {"steps": 50, "batch_size": 20, "optimizer": make_sgd, "eval_every": None}
+    found = train(build, data, seeds, schedule=change_for_three_steps, **options)["train_loss"][:, -1]
+    plain = run_plainly(build, seeds, data, 50, schedule=change_for_three_steps, optimizer=make_sgd)
+    np.testing.assert_allclose(found, [loss for loss, *_ in plain], rtol=1e-4)
+
+
+def penalise(model, x, y):
+    return F.cross_entropy(model(x), y) + SETTING.penalty * sum(p.abs().sum() for p in model.parameters())
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.filterwarnings("ignore:.*are not replayed")
+def test_a_small_penalty_that_begins_late_counts_at_once(n, data):
+    """Nothing but the penalty moves the weights of inputs that are always zero."""
+    x, y = (torch.tensor(data[k][:20]) for k in "xy")
+    x = torch.cat([x[:, :9], torch.zeros(20, 3)], 1).float().expand(n, -1, -1)
+    models = Stack(lambda: nn.Sequential(nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 5)), n, objective=penalise)
+    SETTING.penalty = 0.0
+    for step in range(120):
+        if step == 30:
+            SETTING.penalty, before = 1e-6, models.params["0.weight"][..., 9:].clone()
+        models.backward(x, y.expand(n, -1))
+        models.step()
+    moved = (models.params["0.weight"][..., 9:] - before).abs()
+    assert moved.mean() > 0.05  # Adam's steps do not depend on the size

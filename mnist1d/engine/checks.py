@@ -1,7 +1,10 @@
 """What a check of the engine needs: modules copied and left as they were, pictures of Python state, closeness."""
 
 import copy
+import datetime
+import decimal
 import dis
+import fractions
 import functools
 import hashlib
 import importlib
@@ -39,7 +42,10 @@ INTERNAL = frozenset(vars(nn.Module()))
 FUNCTIONS = types.FunctionType, types.BuiltinFunctionType, type
 BOUND = types.MethodType, functools.partial, nn.Module, torch.Tensor  # these may lead back to the module
 LIBRARIES = "torch", "numpy", "math", "builtins", "mnist1d"
-SIMPLE = int, float, str, bytes, bool, complex, type(None), np.number
+SIMPLE = (
+    int, float, str, bytes, bool, complex, type(None), range, slice, decimal.Decimal, fractions.Fraction,
+    datetime.date, datetime.time, datetime.timedelta, np.number, np.bool_, np.datetime64,
+)  # fmt: skip
 
 VIEWS = types.MappingProxyType, *map(type, ({}.keys(), {}.values(), {}.items()))  # of a dict
 CACHE = functools._lru_cache_wrapper
@@ -94,6 +100,20 @@ def _is_plain(value, depth=8, tensors=False):
         return depth > 0 and all(_is_plain(v, depth - 1, tensors) for pair in value.items() for v in pair)
     is_object = hasattr(value, "__dict__") and not isinstance(value, BOUND)
     return is_object and depth > 0 and _is_plain(vars(value), depth - 1, tensors)
+
+
+def _is_own(part):
+    """Whether a part is of one's own code: its class, one that this is made from, or a function that it holds."""
+    if any(not kind.__module__.startswith(("torch.", "builtins")) for kind in type(part).__mro__):
+        return True
+    held = [v for v in list_attributes(part) if callable(v) and not isinstance(v, nn.Module)]
+    return not all(is_library(_unwrap(v)) for v in held)
+
+
+def _unwrap(value):
+    """The function of a bound method or a partial; anything else as it is."""
+    bound = isinstance(value, types.MethodType), isinstance(value, functools.partial)
+    return value.__func__ if bound[0] else value.func if bound[1] else value
 
 
 def list_attributes(part):
@@ -179,7 +199,7 @@ def encloses_itself(module):
         is_object = hasattr(value, "__dict__") and not isinstance(value, (*FUNCTIONS, *BOUND))
         return is_object and any(reaches(v, depth - 1) for v in vars(value).values())
 
-    parts = [part for part in module.modules() if not type(part).__module__.startswith("torch.")]
+    parts = [part for part in module.modules() if _is_own(part)]
     refs = "_flat_weight_refs"  # which torch's recurrent layers renew
     return any(reaches(v) for part in parts for k, v in vars(part).items() if k not in INTERNAL and k != refs)
 
@@ -271,7 +291,7 @@ def have_same_numbers(a, b):
 def holds_parameters(module):
     """Whether parameters carry attributes, or lie in a container too: what is trained together has, and is, neither."""
     own = {id(p) for p in module.parameters()}
-    parts = [part for part in module.modules() if not type(part).__module__.startswith("torch.")]
+    parts = [part for part in module.modules() if _is_own(part)]
     held = [v for part in parts for v in list_attributes(part) if not isinstance(v, torch.Tensor)]
     return any(map(vars, module.parameters())) or any(_reaches(v, lambda v: id(v) in own) for v in held)
 
@@ -279,7 +299,7 @@ def holds_parameters(module):
 def list_unshared(modules, template):
     """Functions that give what the modules hold in objects that a template has copies of."""
     shared = {id(v) for part in template.modules() for v in list_attributes(part)}
-    own = [part for m in modules for part in m.modules() if not type(part).__module__.startswith("torch.")]
+    own = [part for m in modules for part in m.modules() if _is_own(part)]
     held = [v for part in own for v in list_attributes(part) if id(v) not in shared]
     held = {id(v): v for v in held if not isinstance(v, (*SIMPLE, *FUNCTIONS, torch.Tensor, nn.Module))}
     return [functools.partial(_freeze, v) for v in held.values()]
@@ -579,6 +599,8 @@ def _freeze(value, seen=None):
         return every([value.__func__])
     if isinstance(value, property):
         return every([value.fget])
+    if isinstance(value, type) and is_library(value) and not all(map(is_library, value.__mro__)):
+        return id(value), every(k for k in value.__mro__[1:] if not is_library(k))  # one made by parametrize
     if isinstance(value, (types.ModuleType, logging.Logger)) or (isinstance(value, FUNCTIONS) and is_library(value)):
         return id(value)
     if isinstance(value, types.FunctionType):
@@ -656,7 +678,7 @@ def list_watched(module):
 
     These are globals, and the plain objects, a configuration say, that its parts hold.
     """
-    own = [part for part in module.modules() if not type(part).__module__.startswith("torch.")]
+    own = [part for part in module.modules() if _is_own(part)]
     kinds = {
         kind for part in own for kind in type(part).__mro__ if not kind.__module__.startswith(("torch.", "builtins"))
     }
@@ -668,7 +690,7 @@ def list_watched(module):
     def changes(kind):
         return _holds_values(kind) or any(map(reads, _list_functions(kind)))
 
-    functions = {v for v in attributes if isinstance(v, types.FunctionType)}
+    functions = {f for f in map(_unwrap, attributes) if isinstance(f, types.FunctionType)}
     held = [v for v in attributes if not isinstance(v, (*SIMPLE, *FUNCTIONS, *BOUND))]
     return [
         *(functools.partial(_freeze, f) for f in functions if reads(f)),
@@ -684,7 +706,7 @@ def find_shared_memory(module):
         if not part._forward_pre_hooks:  # as those of spectral norm, which renew what they alias
             tensors = [(k, v) for k, v in vars(part).items() if isinstance(v, torch.Tensor)]
             named += [(f"{prefix}.{name}".lstrip("."), value) for name, value in tensors]
-        if not type(part).__module__.startswith("torch."):
+        if _is_own(part):
             named += [
                 (f"{prefix}.{name}[{key!r}]".lstrip("."), value)
                 for name, held in vars(part).items()
@@ -706,7 +728,7 @@ def find_shared_memory(module):
 
 def freeze_module(module, watched=(), seen=None):
     """What the parts of a module hold in Python, but for classes and objects whose ids are in `watched`."""
-    skip = {"_parameters", "_buffers", "_modules", "forward"}
+    skip = {"_parameters", "_buffers", "_modules"}
     seen = {} if seen is None else seen
     kinds = [kind for kind in dict.fromkeys(map(type, module.modules())) if id(kind) not in watched]
     classes = tuple(_freeze(kind, seen) for kind in kinds)
@@ -765,7 +787,8 @@ def _list_code(module, function):
     parts = [part for m in [module, *list_modules(function)] for part in m.modules()]
     objects = {type(value) for part in parts for value in [part, *list_attributes(part)]}
     methods = [f for kind in objects if not is_library(kind) for f in _list_methods(kind)]
-    return _list_helpers([*methods, function, getattr(function, "func", None), getattr(function, "__func__", None)])
+    held = [_unwrap(value) for part in parts for value in list_attributes(part)]
+    return _list_helpers([*methods, *held, function, _unwrap(function)])
 
 
 def catches_errors(module, function):
@@ -785,7 +808,7 @@ def share_objects(modules):
     """Whether modules hold the same objects, besides parts, tensors and what cannot change, in which they may count."""
     held = []
     for module in modules:
-        own = [part for part in module.modules() if not type(part).__module__.startswith("torch.")]
+        own = [part for part in module.modules() if _is_own(part)]
         values = [v for part in own for v in list_attributes(part)]
         held.append({id(v) for v in values if not isinstance(v, (*SIMPLE, *FUNCTIONS, torch.Tensor, tuple))})
     return any(held[0] & other for other in held[1:])
