@@ -391,7 +391,7 @@ def test_results_of_other_keys_for_some_seeds_are_named():
         sweep(run, {"one": 1}, 4, chunk=2)
 
 
-OWN = """
+EDITED = """
 import os
 import numpy as np
 import torch
@@ -414,7 +414,7 @@ def run(variant, seeds):
 def test_workers_have_what_this_process_has(tmp_path, monkeypatch):
     """What was set, where it works, and which code it has: also where the file of a module says otherwise."""
     file = tmp_path / "own_module.py"
-    file.write_text(OWN, encoding="utf-8")
+    file.write_text(EDITED, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     own = importlib.import_module("own_module")
@@ -435,10 +435,10 @@ def test_workers_have_what_this_process_has(tmp_path, monkeypatch):
     monkeypatch.setenv("OWN_VARIABLE", "some text")
     monkeypatch.chdir(tmp_path)
     seen.append(run_both())
-    file.write_text(OWN.replace("return 1.0", "return 2.0 + 0.5"), encoding="utf-8")
+    file.write_text(EDITED.replace("return 1.0", "return 2.0 + 0.5"), encoding="utf-8")
     importlib.reload(own)
     seen.append(run_both())  # workers are started anew
-    file.write_text(OWN, encoding="utf-8")
+    file.write_text(EDITED, encoding="utf-8")
     get_reusable_executor().shutdown(wait=True)  # new workers read the file, as one that joblib starts does
     with pytest.warns(UserWarning, match="runs in this process alone, as own_module is not what workers import"):
         assert run_both() == seen[-1]
