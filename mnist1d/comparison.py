@@ -4,6 +4,7 @@ Every arm chooses its settings on one validation split of the training set, is t
 that took no part in the choice, and meets the test set after its last step.
 """
 
+import collections
 import contextlib
 import copyreg
 import functools
@@ -277,10 +278,17 @@ def _digest(value):
         return f"{value.dtype} {getattr(value, 'layout', '')}"
 
 
+def _get_name(value):
+    try:
+        return getattr(value, "__qualname__", None)
+    except Exception:  # whatever an object's `__getattr__` raises
+        return None
+
+
 def describe(value: Any, depth: int = 150, seen: dict | None = None) -> str:
     """What a value is and holds; of the functions and classes that a user wrote, what they do, as far as text tells."""
     seen = {} if seen is None else seen  # by id: its number and itself; each is described once
-    name = getattr(value, "__qualname__", None)
+    name = _get_name(value)
     name = name if isinstance(name, str) else type(value).__qualname__  # some answer any name with an object
     is_code = isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType))
     if isinstance(value, (bool, int, float, complex, str, bytes, np.generic, type(None))) and is_library(type(value)):
@@ -292,9 +300,14 @@ def describe(value: Any, depth: int = 150, seen: dict | None = None) -> str:
         held = getattr(value, "__dict__", None)  # a mask of a parameter, say
         return _digest(value) + (describe(held, depth - 1, seen) if held and depth else "")
     if (is_code or isinstance(value, types.ModuleType)) and is_library(value):
-        return _name_code(value)
+        cells = getattr(value, "__closure__", None) if depth and id(value) not in seen else None
+        seen[id(value)] = len(seen), value
+        encloses = [describe(cell, depth - 1, seen) for cell in cells or ()]  # of what a library has made for the user
+        return f"{_name_code(value)}{encloses or ''}"
     if not depth:  # what is cut off here is never known again
         return f"{name} {uuid.uuid4()}"
+    if value is os.environ:
+        return "environ"  # the variables that a function names are described with it
     if any(value is generator for generator in GENERATORS):
         return f"the {name} of all"  # seeded for every run
     if id(value) in seen:
@@ -307,7 +320,8 @@ def describe(value: Any, depth: int = 150, seen: dict | None = None) -> str:
     elif isinstance(value, (set, frozenset)):
         parts = sorted(describe(part, depth - 1, dict(seen)) for part in value)  # in whatever order they come
     elif isinstance(value, Mapping):
-        parts = [getattr(value, "default_factory", None), *(part for item in value.items() for part in item)]
+        factory = value.default_factory if isinstance(value, collections.defaultdict) else None
+        parts = [factory, *(part for item in value.items() for part in item)]
     elif isinstance(value, types.CodeType):
         taken = value.co_argcount, value.co_posonlyargcount, value.co_kwonlyargcount, value.co_flags
         parts = [value.co_code, value.co_consts, value.co_names, value.co_varnames, value.co_freevars, *taken]
@@ -452,7 +466,7 @@ def _fingerprint(arm, data):
         short = {**arm, "steps": min(arm["steps"], 3), "batch_size": min(arm.get("batch_size", 100), len(first["x"]))}
         rates = list(arm["learning_rate"])[:1] if np.ndim(arm.get("learning_rate")) else None
         stack, history = _train(short, first, [0], rates)
-    out = stack.evaluate(lambda model, x: model(x), *split_tensors(first, "", 1, get_device())[:1])
+        out = stack.evaluate(lambda model, x: model(x), *split_tensors(first, "", 1, get_device())[:1])
     settings = sorted((k, describe(v)) for k, v in arm.items() if k != "device")
     schedule = describe(_list_factors(arm.get("schedule"), arm["steps"]))
     held = joblib.hash([out.cpu().numpy(), *(data[k] for k in ("x", "y", "x_test", "y_test"))])
@@ -562,9 +576,11 @@ def _check_arms(arms, tune, budget):
         if empty := [k for k, values in grid.items() if not values]:
             raise ValueError(f"tune: {empty} in the arm {name!r} is empty; must hold values")
         checked[name] = ({"steps": budget} | arm, grid)
-    for (one, (a, _)), (other, (b, _)) in itertools.combinations(checked.items(), 2):
-        builds = {build for build in (a.get("build"), b.get("build")) if isinstance(build, types.FunctionType)}
-        if len(builds) == 2 and describe(a) == describe(b):
+    known = {}
+    own = {name: arm for name, arm in checked.items() if isinstance(arm[0].get("build"), types.FunctionType)}
+    for other, arm in own.items():
+        one, build = known.setdefault(describe(arm), (other, arm[0]["build"]))
+        if build is not arm[0]["build"]:
             rule = "a function made in a loop reads the loop's last value: functools.partial keeps each"
             warnings.warn(f"arms: {one!r} and {other!r} do the same; {rule}", stacklevel=3)
     sizes = {name: math.prod(map(len, grid.values())) for name, (_, grid) in checked.items()}
@@ -588,10 +604,10 @@ def _try_arms(checked, data, validation, seeds):
                 with warnings.catch_warnings(), _keep_makers(tried):
                     warnings.filterwarnings("ignore", ".*diverged")
                     stack, _ = _train(tried, some, seeds if np.ndim(tried.get("learning_rate")) else seeds[:2])
-                _score(stack, some["x"][:2], some["y"][:2])
-                x = split_tensors(some, "", len(stack), get_device())[0]
-                for split in ("", "_test"):
-                    check_labels(stack, x, torch.as_tensor(data[f"y{split}"])[None], split)
+                    _score(stack, some["x"][:2], some["y"][:2])
+                    x = split_tensors(some, "", len(stack), get_device())[0]
+                    for split in ("", "_test"):
+                        check_labels(stack, x, torch.as_tensor(data[f"y{split}"])[None], split)
             except ValueError as error:
                 raise ValueError(f"arms: {name!r}: {error}") from error
             except Exception as error:

@@ -550,6 +550,8 @@ def early_stopped(history: Mapping[str, np.ndarray]) -> np.ndarray:
 _turn = threading.RLock()  # a sweep within a sweep has it already
 _thread = threading.local()
 _ENVIRONMENT = dict(os.environ)
+_changed = set()  # variables that some sweep has found changed: workers may have been started then
+_running = []  # one mark for each sweep of this process that has workers
 _sent = {}  # code that workers were asked for: (module, path) to digest
 
 
@@ -563,7 +565,8 @@ def _keep_to(settings):
         here = getattr(owner, name, value)
         if owner is not None and not _is_same(here, value):
             changed.append((owner, name, here))
-            _set(owner, name, copy.deepcopy(value))  # which a large array, as it comes, does not let be written on
+            # A large array, as it comes, does not let be written on.
+            _set(owner, name, np.array(value) if isinstance(value, np.memmap) else copy.deepcopy(value))
     try:
         yield
     finally:
@@ -572,7 +575,7 @@ def _keep_to(settings):
 
 
 def _is_same(here, value):
-    if type(here) is not type(value):
+    if type(here) is not (np.ndarray if isinstance(value, np.memmap) else type(value)):  # as a large one comes
         return False
     if isinstance(value, (np.ndarray, torch.Tensor)):
         return here.dtype == value.dtype and here.shape == value.shape and bool((here == value).all())
@@ -607,13 +610,21 @@ class _OtherCode(RuntimeError):
 def _list_place():
     """The working folder, and the variables of the environment that were changed since this package was imported."""
     now = dict(os.environ)
-    return os.getcwd(), {k: now.get(k) for k in now.keys() | _ENVIRONMENT.keys() if now.get(k) != _ENVIRONMENT.get(k)}
+    _changed.update(k for k in now.keys() | _ENVIRONMENT.keys() if now.get(k) != _ENVIRONMENT.get(k))
+    return _get_folder(), {k: now.get(k) for k in list(_changed)}
+
+
+def _get_folder():
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return None
 
 
 @contextmanager
 def _keep_to_place(folder, environment):
     """Within it a worker, which may be older than the change, has this working folder and these variables."""
-    before, here = {k: os.environ.get(k) for k in environment}, os.getcwd()
+    before, here = {k: os.environ.get(k) for k in environment}, _get_folder()
 
     def put(values):
         for k, value in values.items():
@@ -622,14 +633,18 @@ def _keep_to_place(folder, environment):
             else:
                 os.environ[k] = value
 
-    with suppress(OSError):  # another machine's
-        os.chdir(folder)
-    put(environment)
+    def enter(folder):
+        with suppress(OSError):  # another machine's, or removed
+            if folder is not None:
+                os.chdir(folder)
+
     try:
+        enter(folder)
+        put(environment)
         yield
     finally:
         put(before)
-        os.chdir(here)
+        enter(here)
 
 
 def _find_other_code(code):
@@ -791,9 +806,11 @@ def sweep(
     dtype, place = torch.get_default_dtype(), _list_place()
     settings, code = list_settings([run, variants]) if jobs > 1 else ({}, {})
     code["mnist1d", ""] = IMPORTED
-    if any(_sent.get(key, digest) != digest for key, digest in code.items()):  # reloaded since: to be imported anew
-        get_reusable_executor().shutdown(wait=True, kill_workers=True)
-    _sent.update(code)
+    is_reloaded = any(_sent.get(key, digest) != digest for key, digest in code.items())
+    if is_reloaded and not _running:  # to be imported anew; another thread's sweep would lose its workers
+        get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
+    if not (is_reloaded and _running):
+        _sent.update(code)
     parts = [None] * len(tasks) if nested else name_parts(run, variants, tasks, (desc, dtype, jobs == 1))
     calls = (
         joblib.delayed(_run_task)(run, variants[name], some, dtype, place, settings, code, part, os.getpid())
@@ -802,6 +819,7 @@ def sweep(
     collected, failures, told = {name: [] for name in variants}, [], False
     added = KEEP_MEMORY.keys() - os.environ.keys()  # workers inherit them
     os.environ.update({name: KEEP_MEMORY[name] for name in added})
+    _running.append(desc)
 
     def join():
         finished, sizes = {}, [len(seeds[i : i + chunk]) for i in range(0, len(seeds), chunk)]
@@ -841,6 +859,7 @@ def sweep(
         error.add_note(f"{desc}: {len(error.finished)} of {len(variants)} variants had ended; they are in `finished`")
         raise
     finally:
+        _running.remove(desc)
         for name in added:
             os.environ.pop(name, None)
     finished = join()

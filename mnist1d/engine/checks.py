@@ -49,6 +49,7 @@ SIMPLE = (
 
 VIEWS = types.MappingProxyType, *map(type, ({}.keys(), {}.values(), {}.items()))  # of a dict
 CACHE = functools._lru_cache_wrapper
+CACHED = CACHE, functools.cached_property
 GLOBAL_TOO = "LOAD_NAME", "STORE_NAME", "IMPORT_NAME"  # what instructions that say so in their name leave
 MAY_FAIL = {
     "cholesky", "cond", "eig", "eigh", "eigvals", "eigvalsh", "inv", "inverse", "ldl_factor", "logdet", "lstsq", "lu",
@@ -897,8 +898,12 @@ def list_settings(values):
     functions, found, code, seen = [], {}, {}, set()
 
     def note(module, path, value):
-        is_own = isinstance(value, (types.FunctionType, type)) and not is_library(value)
-        if is_own and module != "__main__" and getattr(sys.modules.get(module), "__file__", None):
+        is_own = isinstance(value, (types.FunctionType, type, *BOUND[:2])) and not is_library(_unwrap(value))
+        known = sys.modules.get(module)
+        # What pytest rewrites and what -O leaves out differs from the file's; what has another's name travels itself.
+        is_as_read = not sys.flags.optimize and "@pytest_ar" not in vars(known or types)
+        is_as_read = is_as_read and module != "__main__" and getattr(known, "__file__", None)
+        if is_own and is_as_read and _find(known, path) is value:
             code[module, path] = digest_code(value)
 
     for value in values:  # which grows
@@ -907,7 +912,7 @@ def list_settings(values):
         if isinstance(value, functools.partial):
             values += [value.func, *value.args, *value.keywords.values()]
         elif isinstance(value, types.MethodType):
-            values += [value.__func__, type(value.__self__)]
+            values += [value.__func__, value.__self__ if isinstance(value.__self__, type) else type(value.__self__)]
         elif isinstance(value, (dict, list, tuple)):
             values += value.values() if isinstance(value, dict) else value
         elif isinstance(value, types.FunctionType):
@@ -936,6 +941,10 @@ def list_settings(values):
     return found, code
 
 
+def _find(module, path):
+    return functools.reduce(lambda owner, name: getattr(owner, name, None), path.split("."), module)
+
+
 def digest_code(value):
     """What a function, or those of a class and of its bases, do: equal in every process that has the same."""
 
@@ -950,18 +959,37 @@ def digest_code(value):
         ]
         return code.co_code, code.co_names, code.co_varnames, constants
 
-    found = _list_class(value) if isinstance(value, type) else [value, getattr(value, "__wrapped__", None)]
-    pictures = [picture(f.__code__) for f in found if isinstance(f, types.FunctionType)]
+    found, pictures, seen = [value], [], {}
+    for f in found:  # which grows: a function, what it wraps, encloses and takes by default
+        if id(f) in seen or len(seen) > MOST:
+            continue
+        seen[id(f)], held = f, []
+        if isinstance(f, functools.partial):
+            held = [*f.args, *f.keywords.values()]
+            found.append(f.func)
+        elif isinstance(f, type):
+            cached = [v for k in f.__mro__ if not is_library(k) for v in vars(k).values() if isinstance(v, CACHED)]
+            found += [*_list_class(f), *cached]
+        elif isinstance(f, types.FunctionType):
+            counts = {i.argval for i in dis.get_instructions(f.__code__) if i.opname == "STORE_DEREF"}
+            cells = zip(f.__code__.co_freevars, f.__closure__ or (), strict=True)
+            held = [cell.cell_contents for name, cell in cells if name not in counts and _is_filled(cell)]
+            held += [*(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values()]
+            pictures.append(picture(f.__code__))
+            found.append(getattr(f, "__wrapped__", None))
+        elif isinstance(f, (types.MethodType, *CACHED)):
+            found.append(getattr(f, "__func__", None) or getattr(f, "func", None) or f.__wrapped__)
+        pictures.append([repr(v) for v in held if isinstance(v, SIMPLE)])
+        found += [v for v in held if isinstance(v, (types.FunctionType, functools.partial))]
     return hashlib.sha256(repr(pictures).encode()).hexdigest()
 
 
 def is_code_same(module, path, digest):
     """Whether this process, where it imports the module, has what the digest is of."""
     try:
-        value = functools.reduce(getattr, path.split("."), importlib.import_module(module))
+        return digest_code(_find(importlib.import_module(module), path)) == digest
     except Exception:  # whatever a module may raise that is half edited
         return False
-    return isinstance(value, (types.FunctionType, type)) and digest_code(value) == digest
 
 
 def _list_plain(named):
