@@ -939,3 +939,25 @@ def test_a_function_made_in_a_loop_is_told():
         compare(arms, DATA, **SETTINGS)
     with pytest.raises(ValueError, match=r"shapes of a label of y, y_test"):
         compare({"a": MLP}, {**DATA, "y_test": np.tile(DATA["y_test"][:, None], 4)}, **SETTINGS)
+
+
+class Attributes(dict):
+    """Its keys are attributes, and any other name is a KeyError."""
+
+    __getattr__ = dict.__getitem__
+
+
+def test_what_build_sets_is_there_when_its_model_is_tested(tmp_path):
+    config, seen = Attributes(hidden=8), {}
+
+    class Scaled(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x - seen["mean"])
+
+    def build():
+        seen["mean"] = 0.5
+        return Scaled(nn.Linear(40, config.hidden), nn.Linear(config.hidden, 10))
+
+    for cache in (None, tmp_path):
+        result = compare({"a": build, "b": Logistic}, DATA, cache=cache, **SETTINGS)
+        assert result.parameters["a"] == 418 and not seen

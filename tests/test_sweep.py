@@ -398,8 +398,12 @@ import torch
 
 WEIGHT, TABLE = torch.tensor(1.0), {"w": np.ones(3)}
 
-def factor():
-    return 1.0
+def scale(by):
+    return lambda function: lambda: by * function()
+
+@scale(1.0)
+def factor(added=0.0):
+    return 1.0 + added
 
 class Model:
     def get(self):
@@ -435,9 +439,14 @@ def test_workers_have_what_this_process_has(tmp_path, monkeypatch):
     monkeypatch.setenv("OWN_VARIABLE", "some text")
     monkeypatch.chdir(tmp_path)
     seen.append(run_both())
-    file.write_text(EDITED.replace("return 1.0", "return 2.0 + 0.5"), encoding="utf-8")
-    importlib.reload(own)
-    seen.append(run_both())  # workers are started anew
+    monkeypatch.delenv("OWN_VARIABLE")  # which running workers have been given
+    monkeypatch.chdir("/")
+    seen.append(run_both())
+    for change in ({"return 1.0": "return 2.0 + 0.5"}, {"added=0.0": "added=3.0"}, {"scale(1.0)": "scale(6.0)"}):
+        (old, new), *_ = change.items()
+        file.write_text(EDITED.replace(old, new), encoding="utf-8")
+        importlib.reload(own)
+        seen.append(run_both())  # workers are started anew
     file.write_text(EDITED, encoding="utf-8")
     get_reusable_executor().shutdown(wait=True)  # new workers read the file, as one that joblib starts does
     with pytest.warns(UserWarning, match="runs in this process alone, as own_module is not what workers import"):
@@ -446,6 +455,22 @@ def test_workers_have_what_this_process_has(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="runs in this process alone"):
         seen.append(run_both())
     assert len(set(map(str, seen))) == len(seen)
+    get_reusable_executor().shutdown(wait=True)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a folder in use cannot be removed there")
+def test_a_folder_that_is_gone_stops_no_sweep(tmp_path, monkeypatch):
+    monkeypatch.setenv("JOBS", "2")
+    get_reusable_executor().shutdown(wait=True)
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    found = [sweep(double, [1, 2], 2)[2]["seed"].tolist()]  # its workers start there
+    gone.rmdir()
+    found.append(sweep(double, [1, 2], 2)[2]["seed"].tolist())
+    monkeypatch.chdir(tmp_path)
+    found.append(sweep(double, [1, 2], 2)[2]["seed"].tolist())
+    assert found == [[0, 1]] * 3
     get_reusable_executor().shutdown(wait=True)
 
 
