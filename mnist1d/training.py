@@ -551,7 +551,7 @@ _turn = threading.RLock()  # a sweep within a sweep has it already
 _thread = threading.local()
 _ENVIRONMENT = dict(os.environ)
 _changed = set()  # variables that some sweep has found changed: workers may have been started then
-_running = []  # one mark for each sweep of this process that has workers
+_running = []  # the sweeps of this process that have not ended
 _sent = {}  # code that workers were asked for: (module, path) to digest
 
 
@@ -781,9 +781,10 @@ def sweep(
     Workers are joblib's: inside ``joblib.parallel_config(backend="dask")`` the same sweep runs on a cluster, best
     with one thread a worker, as the threads of a process take turns. A sweep within a sweep runs in its place.
 
-    Numbers, texts and arrays that were set in a module of one's own since it was imported, or in a class or a plain
-    object of it, are set in the workers too. Where a worker would have other functions than this process, because the
-    module was edited or a function put in the place of another, the call runs here, with a warning.
+    Numbers, texts, paths, arrays and tensors of up to a million numbers that were set in a module of one's own since it
+    was imported, or in a class or a plain object of it, are set in the workers too, and so are the working folder and
+    the environment. Where a worker would have other functions than this process, because the module was edited or a
+    function put in the place of another, the call runs here, with a warning.
     In a call numbers below 1e-38 count as 0 (denormal numbers, with which a CPU is 100 times slower).
     """
     if not isinstance(variants, Mapping):

@@ -392,6 +392,7 @@ def test_results_of_other_keys_for_some_seeds_are_named():
 
 
 EDITED = """
+import functools
 import os
 import numpy as np
 import torch
@@ -405,9 +406,13 @@ def scale(by):
 def factor(added=0.0):
     return 1.0 + added
 
+@functools.cache
+def remembered():
+    return 0.0
+
 class Model:
     def get(self):
-        return float(WEIGHT) + TABLE["w"].sum()
+        return float(WEIGHT) + TABLE["w"].sum() + remembered()
 
 def run(variant, seeds):
     place = len(os.getcwd()) + len(os.environ.get("OWN_VARIABLE", ""))
@@ -442,8 +447,8 @@ def test_workers_have_what_this_process_has(tmp_path, monkeypatch):
     monkeypatch.delenv("OWN_VARIABLE")  # which running workers have been given
     monkeypatch.chdir("/")
     seen.append(run_both())
-    for change in ({"return 1.0": "return 2.0 + 0.5"}, {"added=0.0": "added=3.0"}, {"scale(1.0)": "scale(6.0)"}):
-        (old, new), *_ = change.items()
+    edits = [("return 1.0", "return 2.5"), ("added=0.0", "added=3.0"), ("scale(1.0)", "scale(6.0)")]
+    for old, new in [*edits, ("return 0.0", "return 19.0")]:
         file.write_text(EDITED.replace(old, new), encoding="utf-8")
         importlib.reload(own)
         seen.append(run_both())  # workers are started anew

@@ -898,7 +898,7 @@ def list_settings(values):
     functions, found, code, seen = [], {}, {}, set()
 
     def note(module, path, value):
-        is_own = isinstance(value, (types.FunctionType, type, *BOUND[:2])) and not is_library(_unwrap(value))
+        is_own = isinstance(value, (types.FunctionType, type, CACHE, *BOUND[:2])) and not is_library(_unwrap(value))
         known = sys.modules.get(module)
         # What pytest rewrites and what -O leaves out differs from the file's; what has another's name travels itself.
         is_as_read = not sys.flags.optimize and "@pytest_ar" not in vars(known or types)
