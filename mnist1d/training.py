@@ -4,52 +4,46 @@ On the CPU as many processes as cores, of one thread each, train most for networ
 comes from processes (:func:`sweep`) and from computing the seeds of one process together (:func:`train`).
 """
 
-import copy
-import functools
 import inspect
 import math
 import multiprocessing
 import numbers
 import os
-import pickle
-import sys
-import threading
-import time
-import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import joblib
 import numpy as np
 import torch
-from joblib.externals.loky import get_reusable_executor
-from joblib.externals.loky.backend import reduction
-from threadpoolctl import threadpool_limits
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from mnist1d.engine import ReplayError, Stack
-from mnist1d.engine.checks import (
+from mnist1d.engine.checks import is_answer_close
+from mnist1d.engine.keeping import (
     get_python_random,
-    is_answer_close,
-    is_code_same,
     keep_function,
     keep_random_state,
-    list_settings,
     remember_caches,
     remember_code,
     remember_function,
     set_python_random,
 )
-from mnist1d.parts import IMPORTED, name_parts, read_part, write_part
+from mnist1d.engine.workers import (
+    OtherCodeError,
+    end_older_workers,
+    is_in_task,
+    keep_workers,
+    list_place,
+    list_settings,
+    run_task,
+)
+from mnist1d.parts import name_parts
 from mnist1d.settings import (
-    KEEP_MEMORY,
     find_device,
     get_device,
     get_jobs,
-    measure_peak_memory,
     note_peak_memory,
     note_seconds,
 )
@@ -546,163 +540,6 @@ def early_stopped(history: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.take_along_axis(np.asarray(history["test_acc"]), best[:, None], 1)[:, 0]
 
 
-# Random generators and the default dtype belong to a whole process: of its threads one trains at a time.
-_turn = threading.RLock()  # a sweep within a sweep has it already
-_thread = threading.local()
-_ENVIRONMENT = dict(os.environ)
-_changed = set()  # variables that some sweep has found changed: workers may have been started then
-_running = []  # the sweeps of this process that have not ended
-_sent = {}  # code that workers were asked for: (module, path) to digest
-
-
-@contextmanager
-def _keep_to(settings):
-    """Within it the modules of this process hold these values, (module, path) to value, as those of the caller do."""
-    changed = []
-    for (m, path), value in settings.items():
-        *owners, name = path.split(".")  # of a module, or of a class or an object in it
-        owner = functools.reduce(lambda o, n: getattr(o, n, None), owners, sys.modules.get(m))
-        here = getattr(owner, name, value)
-        if owner is not None and not _is_same(here, value):
-            changed.append((owner, name, here))
-            # A large array, as it comes, does not let be written on.
-            _set(owner, name, np.array(value) if isinstance(value, np.memmap) else copy.deepcopy(value))
-    try:
-        yield
-    finally:
-        for owner, name, here in changed:
-            _set(owner, name, here)
-
-
-def _is_same(here, value):
-    if type(here) is not (np.ndarray if isinstance(value, np.memmap) else type(value)):  # as a large one comes
-        return False
-    if isinstance(value, (np.ndarray, torch.Tensor)):
-        return here.dtype == value.dtype and here.shape == value.shape and bool((here == value).all())
-    if isinstance(value, dict):
-        return list(here) == list(value) and all(_is_same(here[key], value[key]) for key in value)
-    if isinstance(value, (list, tuple)):
-        return len(here) == len(value) and all(map(_is_same, here, value))
-    return bool(here == value)
-
-
-def _set(owner, name, value):
-    put = setattr if isinstance(owner, (type, types.ModuleType)) else object.__setattr__  # a frozen dataclass
-    put(owner, name, value)
-
-
-@functools.cache
-def _end_with(parent):
-    """End this process when the one that has sent it work is gone, killed say: it would compute on for nobody."""
-
-    def watch():
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-class _OtherCode(RuntimeError):
-    """A worker has other code than the process of the sweep."""
-
-
-def _list_place():
-    """The working folder, and the variables of the environment that were changed since this package was imported."""
-    now = dict(os.environ)
-    _changed.update(k for k in now.keys() | _ENVIRONMENT.keys() if now.get(k) != _ENVIRONMENT.get(k))
-    return _get_folder(), {k: now.get(k) for k in list(_changed)}
-
-
-def _get_folder():
-    try:
-        return os.getcwd()
-    except OSError:  # it was removed
-        return None
-
-
-@contextmanager
-def _keep_to_place(folder, environment):
-    """Within it a worker, which may be older than the change, has this working folder and these variables."""
-    before, here = {k: os.environ.get(k) for k in environment}, _get_folder()
-
-    def put(values):
-        for k, value in values.items():
-            if value is None:
-                os.environ.pop(k, None)
-            else:
-                os.environ[k] = value
-
-    def enter(folder):
-        with suppress(OSError):  # another machine's, or removed
-            if folder is not None:
-                os.chdir(folder)
-
-    try:
-        enter(folder)
-        put(environment)
-        yield
-    finally:
-        put(before)
-        enter(here)
-
-
-def _find_other_code(code):
-    """The modules of which this process has other code."""
-    own = {m for (m, path), digest in code.items() if m != "mnist1d" and not is_code_same(m, path, digest)}
-    return sorted(own | ({"mnist1d"} if code["mnist1d", ""] != IMPORTED else set()))
-
-
-def _run_task(run, variant, seeds, dtype, place, settings, code, part, home):
-    """A task's result, its error, the seconds that an earlier run has spent on it, and the peak memory."""
-    is_worker = os.getpid() != home
-    if is_worker and home == os.getppid():  # that the sweep's process, of this id, has started
-        _end_with(home)
-    with _turn:
-        if known := read_part(part):
-            return known[0], None, known[1], measure_peak_memory()
-        if is_worker and (other := _find_other_code(code)):
-            return None, _OtherCode(", ".join(other)), 0.0, measure_peak_memory()
-        nested, _thread.in_task = getattr(_thread, "in_task", False), True
-        start = time.perf_counter()
-        try:
-            with _keep_to_place(*place) if is_worker else nullcontext(), _keep_to(settings):
-                result, error = _run_alone(run, variant, seeds, dtype)
-        finally:
-            _thread.in_task = nested
-        if is_worker and error is None:
-            try:
-                reduction.dumps(result)
-            except Exception as reason:  # a result that cannot leave the worker would end the sweep
-                result, error = None, TypeError(f"run's result cannot be sent to another process: {reason}")
-        if error is None:
-            write_part(part, result, time.perf_counter() - start)
-        return result, error, 0.0, measure_peak_memory()
-
-
-def _run_alone(run, variant, seeds, dtype):
-    """A task's result and its error."""
-    flushes = not (torch.tensor([1e-39], dtype=torch.float32) / 2).item()
-    before = torch.get_num_threads(), torch.get_default_dtype(), flushes
-    torch.set_num_threads(1)
-    torch.set_default_dtype(dtype)
-    # Gradients through saturated units are denormal numbers, which a CPU multiplies 100 times slower.
-    torch.set_flush_denormal(True)
-    try:
-        with threadpool_limits(1):  # of numpy and scikit-learn, whose last digits depend on it
-            return run(variant, seeds), None
-    except Exception as error:  # whatever the function raises is reported when the others are done
-        try:
-            pickle.loads(pickle.dumps(error))
-        except Exception:  # what cannot leave a worker would take it down
-            error = RuntimeError(f"{type(error).__name__}: {error}")
-        return None, error
-    finally:
-        torch.set_num_threads(before[0])
-        torch.set_default_dtype(before[1])
-        torch.set_flush_denormal(before[2])
-
-
 def _concatenate(results, sizes):
     """Join the chunks of one variant, of so many seeds each, through dicts and tuples."""
     first = results[0]
@@ -802,25 +639,17 @@ def sweep(
     if not variants:
         raise ValueError("variants is empty: must hold at least one")
     tasks = [(name, seeds[i : i + chunk]) for name in variants for i in range(0, len(seeds), chunk)]
-    nested = getattr(_thread, "in_task", False)  # its workers are all busy
+    nested = is_in_task()  # its workers are all busy
     jobs = 1 if nested else min(get_jobs(), len(tasks))
-    dtype, place = torch.get_default_dtype(), _list_place()
-    settings, code = list_settings([run, variants]) if jobs > 1 else ({}, {})
-    code["mnist1d", ""] = IMPORTED
-    is_reloaded = any(_sent.get(key, digest) != digest for key, digest in code.items())
-    if is_reloaded and not _running:  # to be imported anew; another thread's sweep would lose its workers
-        get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
-    if not (is_reloaded and _running):
-        _sent.update(code)
+    dtype, place = torch.get_default_dtype(), list_place()
+    settings, code = list_settings([run, variants] if jobs > 1 else [])
+    end_older_workers(code)
     parts = [None] * len(tasks) if nested else name_parts(run, variants, tasks, (desc, dtype, jobs == 1))
     calls = (
-        joblib.delayed(_run_task)(run, variants[name], some, dtype, place, settings, code, part, os.getpid())
+        joblib.delayed(run_task)(run, variants[name], some, dtype, place, settings, code, part, os.getpid())
         for (name, some), part in zip(tasks, parts, strict=True)
     )
     collected, failures, told = {name: [] for name in variants}, [], False
-    added = KEEP_MEMORY.keys() - os.environ.keys()  # workers inherit them
-    os.environ.update({name: KEEP_MEMORY[name] for name in added})
-    _running.append(desc)
 
     def join():
         finished, sizes = {}, [len(seeds[i : i + chunk]) for i in range(0, len(seeds), chunk)]
@@ -833,13 +662,13 @@ def sweep(
         return finished
 
     try:
-        with warnings.catch_warnings():
+        with keep_workers(), warnings.catch_warnings():
             # joblib restarts a worker that keeps much memory, and loses nothing by it.
             warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
             results = joblib.Parallel(jobs, "sequential" if nested else None, return_as="generator")(calls)
             progress = tqdm(results, total=len(tasks), desc=desc)
             for (name, part), kept, (result, error, saved, memory) in zip(tasks, parts, progress, strict=True):
-                if isinstance(error, _OtherCode):
+                if isinstance(error, OtherCodeError):
                     if not told:
                         text = (
                             f"{desc}: runs in this process alone, as {error} is not what workers import from its file"
@@ -847,7 +676,7 @@ def sweep(
                         warnings.warn(text, stacklevel=2)
                     told = True
                     here = run, variants[name], part, dtype, place, {}, {}, kept, os.getpid()
-                    result, error, saved, memory = _run_task(*here)
+                    result, error, saved, memory = run_task(*here)
                 note_peak_memory(memory)
                 note_seconds(saved / jobs)
                 if error is None:
@@ -859,10 +688,6 @@ def sweep(
         error.finished = join()
         error.add_note(f"{desc}: {len(error.finished)} of {len(variants)} variants had ended; they are in `finished`")
         raise
-    finally:
-        _running.remove(desc)
-        for name in added:
-            os.environ.pop(name, None)
     finished = join()
     if failures:
         text = "; ".join(f"variant {name!r}, seeds {part}: {type(e).__name__}: {e}" for name, part, e in failures)

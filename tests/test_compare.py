@@ -25,6 +25,7 @@ import mnist1d
 from mnist1d import comparison
 from mnist1d.claims import confidence_interval
 from mnist1d.comparison import Comparison, compare, judge_difference
+from mnist1d.engine.description import describe
 from mnist1d.models import CNN, MLP, Logistic
 from mnist1d.training import SweepError, fit, train
 from mnist1d.utils import ObjectView
@@ -287,14 +288,14 @@ def give(value, **attributes):
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_what_objects_hold_beside_their_attributes_tells_them_apart(make):
-    assert comparison.describe(make(1)) == comparison.describe(make(1)) != comparison.describe(make(2))
+    assert describe(make(1)) == describe(make(1)) != describe(make(2))
 
 
 def test_the_state_of_the_generators_of_all_is_no_part_of_an_arm():
     described = []
     for seed in range(2):
         random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
-        described.append([comparison.describe(f) for f in (random.random, np.random.rand, torch.default_generator)])
+        described.append([describe(f) for f in (random.random, np.random.rand, torch.default_generator)])
     assert described[0] == described[1]
 
 
@@ -523,16 +524,16 @@ def test_arms_that_differ_late_are_told_apart(make, tmp_path):
 
 
 def test_constants_and_globals_of_functions_are_told_apart(monkeypatch):
-    assert comparison.describe(lambda x: 2 * x) != comparison.describe(lambda x: 3 * x)
-    described = comparison.describe(late_by_global)
-    assert described == comparison.describe(late_by_global)
+    assert describe(lambda x: 2 * x) != describe(lambda x: 3 * x)
+    described = describe(late_by_global)
+    assert described == describe(late_by_global)
     monkeypatch.setitem(globals(), "RATE", 2.0)
-    assert comparison.describe(late_by_global) != described
+    assert describe(late_by_global) != described
     for value in (np.array(["cat"]), np.arange(3)[::-1], np.array([None]), torch.ones(2, dtype=torch.bfloat16)):
-        assert comparison.describe(value) == comparison.describe(value.copy() if hasattr(value, "copy") else value)
-    assert comparison.describe(torch.nn.LazyLinear(3)) and comparison.describe(torch.eye(2).to_sparse())
+        assert describe(value) == describe(value.copy() if hasattr(value, "copy") else value)
+    assert describe(torch.nn.LazyLinear(3)) and describe(torch.eye(2).to_sparse())
     weights = [torch.nn.CrossEntropyLoss(torch.full((10,), value)) for value in (1.0, 2.0, 1.0)]
-    first, second, third = map(comparison.describe, weights)
+    first, second, third = map(describe, weights)
     assert first == third != second
 
 
@@ -786,7 +787,7 @@ class Slotted:
     "make", [make_config, make_list, set_attribute_of_a_function, make_property, Slotted], ids=lambda f: f.__name__
 )
 def test_a_description_sees_what_classes_of_the_users_hold(make):
-    first, second, third = (comparison.describe(make(value)) for value in (1.0, 2.0, 1.0))
+    first, second, third = (describe(make(value)) for value in (1.0, 2.0, 1.0))
     assert first == third != second
 
 
@@ -928,9 +929,9 @@ def test_the_cache_sees_modules_and_variables(kind, tmp_path, monkeypatch):
 
 
 def test_functions_that_differ_in_the_order_of_their_arguments_are_told_apart():
-    assert comparison.describe(lambda a, b: (a, 1, b)) != comparison.describe(lambda b, a: (a, 1, b))
+    assert describe(lambda a, b: (a, 1, b)) != describe(lambda b, a: (a, 1, b))
     nested = [functools.reduce(lambda f, _: lambda: (f(),), range(60), lambda n=n: n) for n in (1, 2)]
-    assert comparison.describe(nested[0]) != comparison.describe(nested[1])
+    assert describe(nested[0]) != describe(nested[1])
 
 
 def test_a_function_made_in_a_loop_is_told():

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from mnist1d import compare
 from mnist1d.engine import Stack
-from mnist1d.engine.checks import freeze_function
+from mnist1d.engine.pictures import freeze_function
 from mnist1d.training import accuracy, evaluate, fit, split_tensors, train
 from mnist1d.utils import set_seed
 from test_state import draw_batches, make_sgd

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mnist1d.engine import ReplayError, Stack
-from mnist1d.engine.checks import list_globals
+from mnist1d.engine.inspection import list_globals
 from mnist1d.training import fit, train
 from zoo import run_plainly
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mnist1d.engine.checks import freeze_function
+from mnist1d.engine.pictures import freeze_function
 from mnist1d.training import fit, train
 from mnist1d.utils import set_seed
 

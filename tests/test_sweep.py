@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from torch import nn
 
 from mnist1d import make_dataset, settings
-from mnist1d.engine.checks import is_library
+from mnist1d.engine.inspection import is_library
 from mnist1d.models import CNN, GRU, MLP, Logistic
 from mnist1d.training import SweepError, sweep, train
 

@@ -19,7 +19,8 @@ from zoo import run_plainly
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(one seed after the other|not replayed|training goes on)")
 
-CONFIG = types.SimpleNamespace(p=0.0)
+CONFIG, SETTINGS = types.SimpleNamespace(p=0.0), types.ModuleType("settings_of_mine")
+SETTINGS.p = 0.0
 MASK, TABLE, LATE = torch.zeros(1), {"p": 0.0}, type("Late", (dict,), {})()
 VIEW = types.MappingProxyType(TABLE)
 MODEL = None
@@ -351,7 +352,7 @@ class Seeded(MLP):
 
 
 def set_p(value):
-    CONFIG.p = MASK.p = TABLE["p"] = LATE.p = value
+    CONFIG.p = MASK.p = TABLE["p"] = LATE.p = SETTINGS.p = value
 
 
 @pytest.mark.parametrize("build", [GRU, Noisy, Frozen, Shrinking, Seeded])
@@ -364,7 +365,16 @@ def test_what_is_on_for_some_steps(build, times):
     check(build, schedule=schedule, reset=lambda: set_p(0.0))
 
 
-@pytest.mark.parametrize("read", [lambda: MASK.p, lambda: LATE.p, lambda: VIEW["p"]], ids=["tensor", "dict", "view"])
+READ = {
+    "tensor": lambda: MASK.p,
+    "dict": lambda: LATE.p,
+    "view": lambda: VIEW["p"],
+    "globals": lambda: globals()["CONFIG"].p,
+    "module": lambda: vars(SETTINGS)["p"],
+}
+
+
+@pytest.mark.parametrize("read", READ.values(), ids=READ)
 def test_what_hides_in_attributes_of_tensors_and_containers(read):
     class Reading(MLP):
         def middle(self, h):

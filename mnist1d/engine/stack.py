@@ -27,39 +27,45 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from mnist1d.engine.checks import (
     Finder,
-    catches_errors,
     copy_module,
     encloses_itself,
     find_shared_memory,
-    freeze_function,
-    freeze_held,
-    freeze_module,
-    freeze_tensors,
-    get_python_random,
     has_forward_hooks,
     has_hooks,
     have_same_numbers,
     hold_alike,
     holds_parameters,
-    identify,
     is_answer_close,
     is_close,
-    keep_attributes,
-    keep_function,
-    keep_random_state,
     keep_slots,
-    list_attributes,
-    list_modules,
-    list_unshared,
-    list_watched,
-    names_autograd,
-    remember_caches,
-    set_python_random,
     share_objects,
 )
 from mnist1d.engine.draws import Draws
+from mnist1d.engine.inspection import (
+    catches_errors,
+    list_attributes,
+    list_modules,
+    names_autograd,
+)
+from mnist1d.engine.keeping import (
+    get_python_random,
+    keep_attributes,
+    keep_function,
+    keep_random_state,
+    remember_caches,
+    set_python_random,
+)
 from mnist1d.engine.kernels import find_layers, swapped
 from mnist1d.engine.optimizers import Optimizers
+from mnist1d.engine.pictures import (
+    freeze_function,
+    freeze_held,
+    freeze_module,
+    freeze_tensors,
+    identify,
+    list_unshared,
+    list_watched,
+)
 from mnist1d.engine.replay import RefusedError, Replay, check_reads
 from mnist1d.transform import list_seeds
 from mnist1d.utils import set_seed
