@@ -1,6 +1,7 @@
 """Sweeps: workers, chunks, failures, clusters. One code path on one processor: nothing here depends on rounding."""
 
 import importlib
+import itertools
 import multiprocessing
 import os
 import subprocess
@@ -18,6 +19,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from torch import nn
 
 from mnist1d import make_dataset, settings
+from mnist1d.engine import workers
 from mnist1d.engine.inspection import is_library
 from mnist1d.models import CNN, GRU, MLP, Logistic
 from mnist1d.training import SweepError, sweep, train
@@ -448,10 +450,13 @@ def test_workers_have_what_this_process_has(tmp_path, monkeypatch):
     monkeypatch.chdir("/")
     seen.append(run_both())
     edits = [("return 1.0", "return 2.5"), ("added=0.0", "added=3.0"), ("scale(1.0)", "scale(6.0)")]
-    for old, new in [*edits, ("return 0.0", "return 19.0")]:
+    codes = []
+    for old, new in [("", ""), *edits, ("return 0.0", "return 19.0")]:
         file.write_text(EDITED.replace(old, new), encoding="utf-8")
         importlib.reload(own)
-        seen.append(run_both())  # workers are started anew
+        codes.append(workers.list_settings([own.run])[1])
+    assert all(a != b for a, b in itertools.combinations(codes, 2))  # by which workers are started anew
+    seen.append(run_both())
     file.write_text(EDITED, encoding="utf-8")
     get_reusable_executor().shutdown(wait=True)  # new workers read the file, as one that joblib starts does
     with pytest.warns(UserWarning, match="runs in this process alone, as own_module is not what workers import"):
