@@ -398,6 +398,24 @@ def test_a_stack_can_be_pickled_and_goes_on():
         assert torch.equal(loaded.get_module(i).linear1.weight, stack.get_module(i).linear1.weight)
 
 
+def test_weights_of_classes_in_the_batch_are_those_of_the_loss():
+    """`F.cross_entropy` takes them as its third argument; in most steps they are all one."""
+    generator, rates = torch.Generator().manual_seed(0), torch.linspace(0.2, 3, 10)
+    stack = Stack(lambda: nn.Linear(40, 10), 2, optimizer=lambda params: torch.optim.SGD(params, lr=0.1))
+    set_seed(0)
+    model = nn.Linear(40, 10)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(24):
+        x, y = torch.randn(2, 20, 40, generator=generator), torch.randint(10, (2, 20), generator=generator)
+        weight = torch.ones(10) if step < 20 else rates
+        stack.backward(x, y, weight.expand(2, 10))
+        stack.step()
+        sgd.zero_grad()
+        F.cross_entropy(model(x[0]), y[0], weight).backward()
+        sgd.step()
+    torch.testing.assert_close(stack.params["weight"][0], model.weight.detach(), rtol=1e-5, atol=1e-6)
+
+
 def test_a_loop_of_ones_own_augments_averages_and_clips(data):
     """Mixup, clipping per seed and an average of the weights: one cell, the numbers of a plain loop."""
     x, y = split_tensors(data, "", 2)

@@ -2,6 +2,8 @@
 
 import importlib
 import itertools
+import json
+import math
 import multiprocessing
 import os
 import subprocess
@@ -19,7 +21,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from torch import nn
 
 from mnist1d import make_dataset, settings
-from mnist1d.engine import workers
+from mnist1d.engine import inspection, workers
 from mnist1d.engine.inspection import is_library
 from mnist1d.models import CNN, GRU, MLP, Logistic
 from mnist1d.training import SweepError, sweep, train
@@ -494,6 +496,17 @@ def test_code_of_a_notebook_is_no_library_in_a_worker(monkeypatch):
     of_a_cell.__module__ = "__main__"
     found = sweep(lambda variant, seeds: [is_library(variant)] * len(seeds), {"a": of_a_cell, "b": of_a_cell}, 1)
     assert not found["a"][0] and not found["b"][0]
+
+
+def test_a_module_of_ones_own_may_have_the_name_of_one_of_pythons(monkeypatch, tmp_path):
+    (tmp_path / "wave.py").write_text("def height():\n    return 1\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "wave", raising=False)
+    inspection._is_installed.cache_clear()
+    assert not is_library(importlib.import_module("wave").height)
+    assert all(map(is_library, (json.dumps, math.sqrt, os.getcwd, threading.Thread, torch.relu, nn.ReLU)))
+    inspection._is_installed.cache_clear()
+    monkeypatch.delitem(sys.modules, "wave")
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])

@@ -1,6 +1,8 @@
 """What a loop would compute, of models, losses and schedules that read what a stack does not look at of itself."""
 
 import functools
+import os
+import sys
 import threading
 import types
 
@@ -21,6 +23,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*(one seed after the other|not 
 
 CONFIG, SETTINGS = types.SimpleNamespace(p=0.0), types.ModuleType("settings_of_mine")
 SETTINGS.p = 0.0
+get_settings = functools.cache(lambda: types.SimpleNamespace(p=0.0))
+get_few_settings = functools.lru_cache(4)(lambda: types.SimpleNamespace(p=0.0))
 MASK, TABLE, LATE = torch.zeros(1), {"p": 0.0}, type("Late", (dict,), {})()
 VIEW = types.MappingProxyType(TABLE)
 MODEL = None
@@ -352,7 +356,9 @@ class Seeded(MLP):
 
 
 def set_p(value):
-    CONFIG.p = MASK.p = TABLE["p"] = LATE.p = SETTINGS.p = value
+    CONFIG.p = MASK.p = TABLE["p"] = LATE.p = SETTINGS.p = get_settings().p = get_few_settings().p = value
+    if "P_OF_MINE" in os.environ:
+        os.environ["P_OF_MINE"] = str(value)
 
 
 @pytest.mark.parametrize("build", [GRU, Noisy, Frozen, Shrinking, Seeded])
@@ -371,11 +377,18 @@ READ = {
     "view": lambda: VIEW["p"],
     "globals": lambda: globals()["CONFIG"].p,
     "module": lambda: vars(SETTINGS)["p"],
+    "module by name": lambda: sys.modules["settings_of_mine"].p,
+    "environment": lambda: float(os.getenv("P_OF_MINE")),
+    "cache": lambda: get_settings().p,
+    "cache with a limit": lambda: get_few_settings().p,
 }
 
 
 @pytest.mark.parametrize("read", READ.values(), ids=READ)
-def test_what_hides_in_attributes_of_tensors_and_containers(read):
+def test_what_hides_in_attributes_containers_and_names(read, monkeypatch):
+    monkeypatch.setitem(sys.modules, "settings_of_mine", SETTINGS)
+    monkeypatch.setenv("P_OF_MINE", "0")
+
     class Reading(MLP):
         def middle(self, h):
             return h.tanh() * (1 + read())
@@ -385,6 +398,42 @@ def test_what_hides_in_attributes_of_tensors_and_containers(read):
         return 1.0
 
     check(Reading, schedule=schedule, reset=lambda: set_p(0.0))
+
+
+SQUASH, DENT = torch.tanh, F.softsign  # of C and of Python
+
+
+ACTS = {"C": lambda h: 1 * SQUASH(h), "Python": lambda h: 1 * DENT(h), "configuration": lambda h: 1 * CONFIG.act(h)}
+
+
+@pytest.mark.parametrize("read", ACTS.values(), ids=ACTS)
+def test_a_function_of_torch_that_is_put_in_the_place_of_another(read, monkeypatch):
+    class Acting(MLP):
+        def middle(self, h):
+            return read(h)
+
+    def put(is_other):
+        monkeypatch.setitem(globals(), "SQUASH", torch.relu if is_other else torch.tanh)
+        monkeypatch.setitem(globals(), "DENT", F.silu if is_other else F.softsign)
+        CONFIG.act = torch.square if is_other else torch.sigmoid
+
+    def schedule(step):
+        put(step % 7 == 6)
+        return 1.0
+
+    check(Acting, schedule=schedule, reset=lambda: put(False))
+
+
+def reduce(out, y):
+    return CONFIG.reduce(F.cross_entropy(out, y, reduction="none"))
+
+
+def test_a_reduction_that_changes_for_some_steps():
+    def schedule(step):
+        CONFIG.reduce = torch.amax if 20 <= step < 35 else torch.mean
+        return 1.0
+
+    check(MLP, loss=reduce, schedule=schedule, reset=lambda: schedule(0))
 
 
 class EvaluatedLate(MLP):

@@ -189,7 +189,9 @@ def hold_alike(module, other):
         if isinstance(a, (set, frozenset)):
             simple, others = ({v for v in values if isinstance(v, SIMPLE)} for values in (a, b))
             return len(a) == len(b) and simple == others
-        return isinstance(a, types.BuiltinFunctionType) or are_all_alike(list_held(a), list_held(b), depth)
+        if isinstance(a, types.BuiltinFunctionType):
+            return a.__qualname__ == b.__qualname__ and are_all_alike([a.__self__], [b.__self__], depth)
+        return are_all_alike(list_held(a), list_held(b), depth)
 
     def list_own(part):
         return [value for name, value in vars(part).items() if name not in INTERNAL]

@@ -6,7 +6,9 @@ import dis
 import fractions
 import functools
 import io
+import os
 import sys
+import sysconfig
 import types
 from collections import deque
 from collections.abc import Iterator
@@ -19,14 +21,15 @@ from torch import nn
 __all__ = [
     "catches_errors", "is_filled", "is_library", "is_own_code", "is_plain_value", "list_attributes", "list_class",
     "list_functions", "list_global_names", "list_globals", "list_held", "list_helpers", "list_methods",
-    "list_modules", "list_names", "list_slots", "list_variables", "may_change", "names_autograd", "read_cells",
-    "read_names", "reads_iterator", "unwrap",
+    "list_modules", "list_names", "list_own_kinds", "list_slots", "list_variables", "may_change", "names_autograd",
+    "read_cells", "read_names", "reads_iterator", "unwrap",
 ]  # fmt: skip
 
 INTERNAL = frozenset(vars(nn.Module()))
 FUNCTIONS = types.FunctionType, types.BuiltinFunctionType, type
 BOUND = types.MethodType, functools.partial, nn.Module, torch.Tensor  # these may lead back to the module
 LIBRARIES = "torch", "numpy", "math", "builtins", "mnist1d"
+STANDARD = os.path.dirname(os.__file__), sysconfig.get_path("platstdlib"), os.path.join(sys.base_exec_prefix, "DLLs")
 SIMPLE = (
     int, float, str, bytes, bool, complex, type(None), range, slice, decimal.Decimal, fractions.Fraction,
     datetime.date, datetime.time, datetime.timedelta, np.number, np.bool_, np.datetime64,
@@ -50,8 +53,9 @@ def _is_installed(name):
     if name in ("__main__", "__mp_main__"):  # the user's own, whatever file a worker was started from
         return False
     path = getattr(sys.modules.get(name), "__file__", None) or ""
-    is_installed = "site-packages" in path or "dist-packages" in path
-    return name in LIBRARIES or name in sys.stdlib_module_names or is_installed
+    if name in sys.stdlib_module_names:  # or one's own, of the same name
+        return not path or os.path.abspath(path).startswith(STANDARD)
+    return name in LIBRARIES or "site-packages" in path or "dist-packages" in path
 
 
 def may_change(value):
@@ -82,9 +86,14 @@ def is_plain_value(value, depth=8, tensors=False):
     return is_object and depth > 0 and is_plain_value(vars(value), depth - 1, tensors)
 
 
+def list_own_kinds(kind):
+    """A class and those that it is made from, but for torch's and python's."""
+    return [k for k in kind.__mro__ if not k.__module__.startswith(("torch.", "builtins"))]
+
+
 def is_own_code(part):
     """Whether a part is of one's own code: its class, one that this is made from, or a function that it holds."""
-    if any(not kind.__module__.startswith(("torch.", "builtins")) for kind in type(part).__mro__):
+    if list_own_kinds(type(part)):
         return True
     held = [v for v in list_attributes(part) if callable(v) and not isinstance(v, nn.Module)]
     return not all(is_library(unwrap(v)) for v in held)
@@ -146,6 +155,7 @@ def list_globals(function):
         places.append(f"{package}.")
         package = package.rpartition(".")[0]
     inner = dict.fromkeys((place + name).rstrip(".") for name in own for place in places if name not in known)
+    inner |= dict.fromkeys(_list_texts(function.__code__, {"modules", "import_module"}))
     found += [sys.modules[name] for name in inner if name in sys.modules]  # imported within
     for value in found:  # which grows
         if isinstance(value, types.ModuleType) and not is_library(value):
@@ -166,10 +176,10 @@ def read_cells(function):
 
 
 def read_names(function):
-    """The values of the closure, the defaults and the globals that a function names."""
+    """The values of the closure, the defaults, the globals and the environment's variables that a function names."""
     defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     given = [*read_cells(function), *(value for value in defaults if not isinstance(value, SIMPLE))]
-    return given + list_globals(function)
+    return given + list_globals(function) + [os.environ.get(name) for name in list_variables(function.__code__)]
 
 
 def list_functions(kind):

@@ -1,6 +1,7 @@
 """Comparable pictures of what modules and functions hold and read: two of them differ where something has changed."""
 
 import functools
+import gc
 import itertools
 import logging
 import random
@@ -28,6 +29,7 @@ from mnist1d.engine.inspection import (
     list_functions,
     list_held,
     list_methods,
+    list_own_kinds,
     may_change,
     read_cells,
     read_names,
@@ -112,13 +114,13 @@ def _freeze(value, seen=None):
     if isinstance(value, weakref.ref):
         return every([value()])
     if isinstance(value, CACHE):
-        return id(value), value.cache_info().misses
+        return id(value), value.cache_info().misses, every(_list_cached(value))
     if isinstance(value, functools.partial):
         return every([value.func, value.args, value.keywords])
     if isinstance(value, types.MethodType):
         return every([value.__func__, value.__self__])
-    if isinstance(value, types.BuiltinFunctionType):  # a dict's `get`, say
-        return every([value.__self__])
+    if isinstance(value, types.BuiltinFunctionType):  # torch's, or a dict's `get`, say, which is made anew each time
+        return value.__qualname__, every([value.__self__])
     if isinstance(value, (staticmethod, classmethod)):
         return every([value.__func__])
     if isinstance(value, property):
@@ -136,6 +138,15 @@ def _freeze(value, seen=None):
     if held := list_held(value):
         return every(held), every([type(value)])
     return id(value), read_bytes(value)
+
+
+def _list_cached(cache):
+    """What a `functools.lru_cache` has kept."""
+    own = vars(cache), cache.__wrapped__
+    held = [value for value in gc.get_referents(cache) if not any(value is part for part in own)]
+    # A table of results; with a limit it is one of links, and the results are beside it.
+    found = [value for part in held for value in (part.values() if isinstance(part, dict) else [part])]
+    return [value for value in found if type(value).__name__ != "_lru_list_elem"]
 
 
 def freeze_function(function):
@@ -190,13 +201,11 @@ def list_watched(module):
     These are globals, and the plain objects, a configuration say, that its parts hold.
     """
     own = [part for part in module.modules() if is_own_code(part)]
-    kinds = {
-        kind for part in own for kind in type(part).__mro__ if not kind.__module__.startswith(("torch.", "builtins"))
-    }
+    kinds = {kind for part in own for kind in list_own_kinds(type(part))}
     attributes = [value for part in own for value in list_attributes(part)]
 
-    def reads(function):
-        return any(map(may_change, read_names(function)))
+    def reads(function):  # a library's function may give its name to another, a library's module seldom
+        return any(may_change(value) or isinstance(value, FUNCTIONS) for value in read_names(function))
 
     def changes(kind):
         return _holds_values(kind) or any(map(reads, list_functions(kind)))

@@ -640,7 +640,10 @@ class Stack:
                 k: t.unsqueeze(0) for k, t in after.items()
             }
 
-    def _is_cross_entropy(self):
+    def _is_cross_entropy(self, batch):
+        """Whether the loss is plain cross-entropy of classes, and the batch holds nothing else, weights say."""
+        if len(batch) != 2 or batch[1].ndim != 2 or batch[1].is_floating_point():
+            return False
         loss = self.loss
         plain = type(loss) is nn.CrossEntropyLoss and (
             loss.weight is None and loss.ignore_index == -100 and loss.reduction == "mean" and not loss.label_smoothing
@@ -651,7 +654,7 @@ class Stack:
         """Losses and gradients of all models by one call of `vmap`: a list of losses and gradients."""
         trained = {name: p.detach().requires_grad_() for name, p in self.params.items() if p.requires_grad}
         params = {**self.params, **trained}
-        if self._is_cross_entropy() and batch[1].ndim == 2 and not batch[1].is_floating_point():
+        if self._is_cross_entropy(batch):
             logits, after = self._call(lambda module, x: module(x), params, self.buffers, batch[0])
             # With the classes on the middle axis the softmax runs along examples, and twice as fast.
             each = F.cross_entropy(logits.transpose(1, 2), batch[1], reduction="none")
