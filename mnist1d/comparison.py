@@ -5,6 +5,7 @@ that took no part in the choice, and meets the test set after its last step.
 """
 
 import contextlib
+import difflib
 import functools
 import hashlib
 import inspect
@@ -47,6 +48,7 @@ FIRST_TUNING_SEED = 1_000_000
 MOST_SEEDS = 10_000  # beyond this no number of seeds is worth naming
 POWER = 0.8  # chance that the number of seeds which is named decides
 KEYS = "x", "y", "x_test", "y_test"
+SYNONYMS = {"lr": "learning_rate", "epochs": "steps", "model": "build"}  # what people write
 TINY = 1e-9  # points; rounding is smaller, and one example of a test set more
 CACHE_FORMAT = 6
 LARGE = 50_000  # parameters; several such models at once leave a processor's cache, and take longer than in turn
@@ -434,8 +436,8 @@ def _check_arms(arms, tune, budget):
         grid = arm.pop("tune", tune) or {}
         require(isinstance(grid, Mapping), f"tune of the arm {name!r}", grid, "a dict of argument to values")
         for k, values in grid.items():
-            good = isinstance(values, Iterable) and not isinstance(values, (str, Mapping))
-            require(good, f"tune[{k!r}]", values, "a sequence of values")
+            good = isinstance(values, Iterable) and not isinstance(values, (str, Mapping, set, frozenset))
+            require(good, f"tune[{k!r}]", values, "a sequence of values, in an order")
         grid = {k: list(map(_get_number, values)) for k, values in grid.items()}
         for rate in grid.get("learning_rate", ()):
             require(np.ndim(rate) == 0 and rate is not None, "tune['learning_rate']", rate, "numbers")
@@ -444,7 +446,11 @@ def _check_arms(arms, tune, budget):
         bad = sorted((arm.keys() | grid.keys()) - known)
         if bad or not callable(arm.get("build", (grid.get("build") or [None])[0])):
             rule = f"`build`, which makes a model, and arguments of train: {', '.join(sorted(known - {'build'}))}"
-            raise ValueError(f"arms: {name!r} has {bad or 'no build'}; must have {rule}; others go into build or loss")
+            near = [SYNONYMS.get(k) or next(iter(difflib.get_close_matches(str(k), known, 1)), None) for k in bad]
+            meant = f" (did you mean {', '.join(filter(None, near))}?)" if any(near) else ""
+            raise ValueError(
+                f"arms: {name!r} has {bad or 'no build'}{meant}; must have {rule}; others go into build or loss"
+            )
         if any(isinstance(build, torch.nn.Module) for build in (arm.get("build"), *grid.get("build", ()))):
             raise ValueError(f"arms: {name!r} is a model; must be what makes one: the class, or `lambda: ...`")
         for k in sorted({"build", "loss", "optimizer", "schedule"} & arm.keys()):
@@ -535,7 +541,8 @@ def _list_datasets(data):
     datasets = {name: item if _is_dataset(item) else make_dataset(item) for name, item in named}
     for name, item in datasets.items():
         if lacking := [k for k in KEYS if not hasattr(item.get(k), "__len__") or not len(item[k])]:
-            raise ValueError(f"data: {name!r} has no {lacking}; must have examples to train and to test on")
+            hint = " (what is called x_train and y_train elsewhere is x and y here)" if "x_train" in item else ""
+            raise ValueError(f"data: {name!r} has no {lacking}; must have examples to train and to test on{hint}")
         try:
             arrays = {k: np.asarray(item[k]) for k in KEYS if not np.ma.is_masked(item[k])}
         except (TypeError, ValueError, RuntimeError) as error:
@@ -553,6 +560,9 @@ def _list_datasets(data):
             item[f"y{split}"] = item[f"y{split}"].astype(np.int64)  # whatever their byte order
         shapes = [item[k].shape[1:] for k in ("x", "x_test")]
         require(shapes[0] == shapes[1], f"shapes of an example of x, x_test of {name!r}", shapes, "the same")
+        types = [item[k].dtype for k in ("x", "x_test")]
+        one, other = ({"f": "f", "i": "i", "u": "i"}.get(t.kind, str(t)) for t in types)  # as tensors
+        require(one == other, f"types of x, x_test of {name!r}", [*map(str, types)], "of one kind")
         shapes = [item[k].shape[1:] for k in ("y", "y_test")]
         require(shapes[0] == shapes[1], f"shapes of a label of y, y_test of {name!r}", shapes, "the same")
     return datasets, several

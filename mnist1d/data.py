@@ -159,15 +159,14 @@ def _list_fields(args):
 
 def _read_args(args, changes):
     """A dict of every argument, from None, a mapping or any object with attributes, and from keywords."""
-    given = {}
-    if isinstance(args, Mapping) and not _read_attributes(args, DEFAULTS):
+    given, names = {}, [*DEFAULTS, "label_noise", "validation_split"]
+    if isinstance(args, Mapping):  # some make up an attribute for every name
+        names = [name for name in names if name in args or inspect.getattr_static(args, name, None) is not None]
+    if isinstance(args, Mapping) and not _read_attributes(args, DEFAULTS.keys() & names):
         given = dict(args)
     elif args is not None:
         rule = "a mapping, or an object with at least one argument as its attribute"
         require(not (isinstance(args, type) and dataclasses.is_dataclass(args)), "args", args, "an instance of it")
-        names = [*DEFAULTS, "label_noise", "validation_split"]
-        if isinstance(args, Mapping):  # some make up an attribute for every name
-            names = [name for name in names if name in args or inspect.getattr_static(args, name, None) is not None]
         given = _read_attributes(args, names)
         require(given, "args", args, rule)
         for name in sorted(given.keys() - DEFAULTS.keys()):
@@ -615,13 +614,16 @@ def reorder(data: Mapping[str, Any], order: Sequence[int]) -> dict[str, Any]:
         If `order` does not name every position once, or `data` is no such dict.
     """
     _check_data(data)
-    require(np.ndim(data["x"]) > 1, "shape of x", np.shape(data["x"]), "(n, final_seq_length)")
-    order, length = np.asarray(order), np.shape(data["x"])[1]
+    signals = [name + suffix for name in ("x", "clean") for suffix in ("", "_val", "_test") if name + suffix in data]
+    order, length = np.asarray(order), np.shape(data["x"])[1:2]
+    for name in signals:
+        good = length and np.shape(data[name])[1:2] == length and not np.ma.is_masked(data[name])
+        require(good, f"shape of {name}", np.shape(data[name]), "(n, final_seq_length), whole, as that of x")
+    (length,) = length
     is_permutation = order.shape == (length,) and order.dtype.kind in "iu" and (np.sort(order) == range(length)).all()
     if not is_permutation:
         raise ValueError(f"order={order.tolist()!r}: must name each of the {length} positions once")
-    signals = [name + suffix for name in ("x", "clean") for suffix in ("", "_val", "_test")]
-    return {**data, **{name: np.asarray(data[name])[:, order] for name in signals if name in data}}
+    return {**data, **{name: np.asarray(data[name])[:, order] for name in signals}}
 
 
 def _is_frozen(data):
@@ -634,7 +636,8 @@ def _is_frozen(data):
         if hashlib.sha256(array.astype(kind).tobytes()).hexdigest() != digest:
             return False
     t = data.get("t", FROZEN_T)
-    return np.shape(t) == FROZEN_T.shape and np.allclose(t, FROZEN_T)
+    is_row = isinstance(t, np.ndarray) and t.shape == FROZEN_T.shape and t.dtype.kind in "fiu"
+    return is_row and np.allclose(t, FROZEN_T)
 
 
 def verify() -> bool:
@@ -699,7 +702,8 @@ def to_torch(data: Mapping[str, Any], split: str = "train") -> "TensorDataset":
     x, y = data["x" + suffixes[split]], data.get("y" + suffixes[split])
     good = y is not None and len(x) == len(y) and not any(map(np.ma.is_masked, (x, y)))
     require(good, "split", split, "one whose x has a whole y of the same length")
-    kind = np.asarray(y).dtype
-    require(kind.kind in "biu", "type of the labels", str(kind), "integers")
-    x, y = torch.asarray(x, dtype=torch.float32, copy=True), torch.asarray(y, dtype=torch.int64, copy=True)
-    return torch.utils.data.TensorDataset(x, y)
+    x, y = (np.asarray(v.detach().cpu() if isinstance(v, torch.Tensor) else v) for v in (x, y))
+    require(x.dtype.kind in "biuf", "type of the signals", str(x.dtype), "real numbers")
+    require(y.dtype.kind in "biu", "type of the labels", str(y.dtype), "integers")
+    require(y.dtype.kind != "u" or y.max() < 2**63, "largest label", y.max(), "below 2**63")
+    return torch.utils.data.TensorDataset(torch.tensor(x.astype(np.float32)), torch.tensor(y.astype(np.int64)))

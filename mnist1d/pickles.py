@@ -64,29 +64,12 @@ def _read_dtype(code, *_):
     return _Unbuilt(build)
 
 
-def _check_key(key, depth=3):
-    """Only what is quickly hashed and compared: a hostile tuple, set or long integer takes hours or the stack.
-
-    Integers of more than 60 bits may all have one hash, and a dict of them takes the square of their number.
-    """
-    if type(key) is tuple and depth and len(key) <= 16:
-        for part in key:
-            _check_key(part, depth - 1)
-    elif type(key) is frozenset:
-        nested = any(type(part) in (frozenset, tuple) for part in key)  # whose comparison may double with every level
-        _require(not nested, "refused: a set of sets or tuples as a key or in a set")
-    else:
-        plain = type(key) in (str, bytes, int, float, complex, bool, type(None)) or isinstance(key, np.generic)
-        _require(plain, f"refused: a {type(key).__name__} as a key or in a set")
-        _require(type(key) is not int or key.bit_length() <= 60, "refused: a long integer as a key or in a set")
-
-
 class _Reader:
     """The machine that a pickle is a program for; a method for each opcode, named as `pickletools` names it."""
 
     def __init__(self, classes, size):
         self.stack, self.below, self.memo = [], [], {}
-        self.left = 2 * size + 64  # bytes that may be copied: as text and once more as an array
+        self.left = 4 * size + 64  # bytes that may be copied or looked at: as text, as an array, for its values
         self.names = {
             "numpy.dtype": _read_dtype,
             "numpy.ndarray": None,
@@ -114,6 +97,25 @@ class _Reader:
         self.left -= n
         _require(self.left >= 0, "refused: more data than the file can hold")
 
+    def check_key(self, key, depth=3):
+        """Only what is quickly hashed and compared: a hostile tuple, set or long integer takes hours or the stack.
+
+        Integers of more than 60 bits and complex numbers may all have one hash, and a dict of them takes the square
+        of their number.
+        """
+        if type(key) is tuple and depth and len(key) <= 16:
+            self.spend(len(key))
+            for part in key:
+                self.check_key(part, depth - 1)
+        elif type(key) is frozenset:
+            self.spend(len(key))
+            nested = any(type(part) in (frozenset, tuple) for part in key)  # a comparison doubles with every level
+            _require(not nested, "refused: a set of sets or tuples as a key or in a set")
+        else:
+            plain = type(key) in (str, bytes, int, float, bool, type(None)) or isinstance(key, np.generic)
+            _require(plain and not isinstance(key, np.complexfloating), f"refused: a {type(key).__name__} as a key")
+            _require(type(key) is not int or key.bit_length() <= 60, "refused: a long integer as a key or in a set")
+
     # Stand-ins
 
     def encode(self, content=b"", encoding="latin1", kind=bytes):
@@ -125,15 +127,16 @@ class _Reader:
     def collect(self, kind, items):
         self.spend(len(items))
         for item in items:
-            _check_key(item)
+            self.check_key(item)
         return kind(items)
 
     def array(self, data, dtype, shape, order="C", axes=None):
         known = isinstance(dtype, np.dtype) and type(data) in (bytes, bytearray)
-        shaped = type(shape) is tuple and len(shape) <= 64 and all(type(n) is int and n >= 0 for n in shape)
+        shaped = type(shape) is tuple and len(shape) <= 64 and all(type(n) is int and 0 <= n < 2**63 for n in shape)
         _require(known and shaped, "damaged: an array without type, data or shape")
         _require(math.prod(shape) * dtype.itemsize == len(data), f"damaged: {len(data)} bytes for an array {shape}")
         values = np.frombuffer(data, dtype) if data else np.empty(0, dtype)
+        self.spend(len(data) if dtype.kind in "bU" else 0)
         if dtype.kind == "b":
             _require((values.view(np.uint8) < 2).all(), "damaged: booleans other than 0 and 1")
         if dtype.kind == "U":
@@ -180,7 +183,7 @@ class _Reader:
     def fill(self, target, pairs):
         _require(len(pairs) % 2 == 0, "damaged: a key without a value")
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-            _check_key(key)
+            self.check_key(key)
             target[key] = value
 
     def PROTO(self, _):

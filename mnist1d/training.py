@@ -23,7 +23,6 @@ from mnist1d.engine import ReplayError, Stack
 from mnist1d.engine.checks import is_answer_close
 from mnist1d.engine.keeping import (
     get_python_random,
-    keep_function,
     keep_random_state,
     remember_caches,
     remember_code,
@@ -316,15 +315,20 @@ def call_schedule(schedule: Callable[[int], float], step: int) -> float:
 
 
 def _fit_in_turn(stack, build, data, seeds, learning_rate, state, options):
-    """As :func:`fit`, every model built and trained when the one before it has ended; `stack` takes them over."""
+    """As :func:`fit`, every model built and trained when the one before it has ended; `stack` takes them over.
+
+    What loss and schedule count begins anew for each, and is that of the last one in the end.
+    """
     parts, histories = [], []
+    restores = [remember_function(options[name]) for name in ("loss", "schedule")]
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         for i, seed in enumerate(seeds):
             rate = learning_rate[i] if np.ndim(learning_rate) else learning_rate
             own = {name: value[i : i + 1] for name, value in state.items()}
-            with keep_function(options["loss"]), keep_function(options["schedule"]):
-                part, history = fit(build, data[i % len(data)], [seed], learning_rate=rate, state=own, **options)
+            for restore in restores:
+                restore()
+            part, history = fit(build, data[i % len(data)], [seed], learning_rate=rate, state=own, **options)
             parts.append(part)
             histories.append(history)
     for warning in told:
@@ -433,7 +437,7 @@ def fit(
             xb, yb = next(feed)
             stack.check_next = step == steps - 1  # a replay that has gone wrong since the last check is found
             losses = stack.backward(xb, yb)
-            if step == 0 and stack.remembers and len(seeds) > 1:  # maybe in a class or a global, which all share
+            if stack.remembers and len(seeds) > 1:  # in a class, a global or a loss, which all share
                 set_back_all()
                 clear_caches()
                 own = {
@@ -491,7 +495,8 @@ def train(
         Steps between evaluations, 250 by default; the first is before training, the last after `steps`. With None
         there are none: `train_loss` after `steps` is all that is returned.
     schedule : callable, optional
-        Maps a step, from 0, to a factor of the learning rate, by the step alone; by default 1.
+        Maps a step, from 0, to a factor of the learning rate, by the step alone; by default 1. What it or `loss` counts
+        begins anew for every seed where models are trained one after the other.
     clip : float, optional
         Largest norm of a model's gradient.
 

@@ -399,6 +399,7 @@ def test_several_datasets_in_one_call():
     ("data", "message"),
     [([], r"data=\[\]: must be one"), ([{"seed": 1}, {"seed": 1}], "must be one dataset, or several that differ"),
      ({k: DATA[k] for k in ("x", "y")}, r"has no \['x_test', 'y_test'\]"), ({"train_split": 1.0}, "has no .*test"),
+     ({"x_train": 0, "y_train": 0, "x_test": 0, "y_test": 0}, "what is called x_train and y_train elsewhere"),
      ({**DATA, "y": DATA["y"] + 0.5}, "labels y of 'data'='float64': must be integers")],
 )  # fmt: skip
 def test_what_is_no_dataset_is_said_first(data, message):
@@ -428,7 +429,8 @@ def test_two_processes_give_the_same(monkeypatch):
      ({"a": MLP}, {"validation": 1e-4, "tune": {"clip": [1.0, 2.0]}}, "validation=0.0001: must be a fraction that"),
      ({"a": MLP}, {"tune_seeds": 1.5}, "tune_seeds=1.5: must"), ({"a": MLP}, {"budget": 2.0}, "budget=2.0: must"),
      ({"a": {"build": MLP, "order": "x"}}, {}, "'a': order='x': must"),
-     ({"a": {"build": MLP, "lr": 0.1}}, {}, r"\['lr'\]; must have `build`.*learning_rate.*others go into build"),
+     ({"a": {"build": MLP, "lr": 0.1}}, {}, r"\['lr'\] \(did you mean learning_rate\?\); must have `build`.*others go"),
+     ({"a": MLP}, {"tune": {"optimizer": {"sgd", "adam"}}}, "must be a sequence of values, in an order"),
      ({"a": MLP()}, {}, "'a' is a model; must be what makes one"), ({"a": MLP}, {"margin": np.inf}, "margin=inf: must"),
      ({"a": {"build": MLP, "loss": nn.CrossEntropyLoss(reduction="none")}}, {}, "'a': "),
      ({"a": MLP}, {"tune": {"batch_size": [50, 390]}}, "'a': batch_size=390: must be an integer from 1 to 319")],
@@ -521,6 +523,12 @@ def test_arms_that_differ_late_are_told_apart(make, tmp_path):
         np.testing.assert_array_equal(plain.accuracy["a"], again.accuracy["a"])
         accuracy.append(plain.accuracy["a"])
     assert (accuracy[0] != accuracy[1]).any() and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_class_is_known_whatever_the_order_of_what_it_has():
+    """In a worker `__doc__` comes first."""
+    held = {"__module__": "__main__", "forward": late_by_global, "width": 3, "__doc__": None}
+    assert describe(type("Net", (nn.Module,), held)) == describe(type("Net", (nn.Module,), dict(sorted(held.items()))))
 
 
 def test_constants_and_globals_of_functions_are_told_apart(monkeypatch):
@@ -687,6 +695,7 @@ def test_a_cache_that_takes_nothing_more_loses_no_result(tmp_path, monkeypatch):
     ("change", "message"),
     [({"x_test": DATA["x_test"][:, :39]}, r"shapes of an example of x, x_test.*\(40,\), \(39,\).*the same"),
      ({"y_test": DATA["y_test"][:50]}, r"lengths of x_test, y_test.*\[100, 50\].*equal"),
+     ({"x_test": DATA["x_test"].astype(int)}, r"types of x, x_test.*\['float64', 'int64'\].*of one kind"),
      ({"y_test": DATA["y_test"].astype(float)}, "labels y_test of 'data'='float64'"),
      ({"y_test": DATA["y_test"] + 1}, r"'a': labels y_test=\[10\]: must be from 0 to 9"),
      ({"y": DATA["y"] - 1}, r"'a': labels y=\[-1\]: must be from 0 to 9")],

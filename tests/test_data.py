@@ -331,6 +331,14 @@ def test_to_torch():
     quarters = make_dataset({"num_samples": 100}, template={**get_templates(), "y": np.arange(10) / 4})
     with pytest.raises(ValueError, match="type of the labels='float64': must be integers"):
         to_torch(quarters)
+    x, y = data["x"].astype(np.float32), data["y"]
+    for form in (x[:, ::-1], x.astype(">f4"), [*x], torch.tensor(x, requires_grad=True)):
+        expected = torch.tensor(np.ascontiguousarray(form.detach() if isinstance(form, torch.Tensor) else form, "f4"))
+        torch.testing.assert_close(to_torch({"x": form, "y": y}).tensors[0], expected, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="type of the signals='complex128': must be real numbers"):
+        to_torch({"x": np.fft.rfft(data["x"]), "y": y})
+    with pytest.raises(ValueError, match=r"largest label=.*: must be below"):
+        to_torch({"x": x, "y": np.full(len(x), 2**63, np.uint64)})
 
 
 @pytest.mark.parametrize(
@@ -710,8 +718,9 @@ def test_a_file_that_appears_while_data_are_generated_is_kept(tmp_path, monkeypa
         lambda data: {"y": data["y"] + 0.4},
         lambda data: {"x": data["x"][:, None], "x_test": data["x_test"][:, None]},
         lambda data: {"t": data["t"] * 7},
+        lambda data: {"t": range(10**9)},
     ],
-    ids=["y", "x", "t"],
+    ids=["y", "x", "t", "range"],
 )
 def test_what_is_not_quite_the_frozen_dataset_is_said_to_be_another(change, tmp_path):
     data = make_dataset()
@@ -772,6 +781,8 @@ def test_a_split_that_is_not_whole_is_named():
             mnist1d.to_torch(data | odd, split)
     with pytest.raises(ValueError, match=r"shape of x=.*: must be .n, final_seq_length"):
         mnist1d.reorder({"x": np.zeros(40), "y": np.zeros(40)}, range(40))
+    with pytest.raises(ValueError, match=r"shape of x_test=\(20, 41\): must be .n, final_seq_length.*as that of x"):
+        mnist1d.reorder(data | {"x_test": np.zeros((20, 41))}, range(40))
 
 
 @pytest.mark.parametrize("split", ["valid", ["train"], None])
@@ -1014,6 +1025,11 @@ class Generous(dict):
 def test_a_mapping_that_makes_up_attributes_is_asked_for_its_keys_alone():
     given = get_dataset_args(as_dict=True) | {"num_samples": 100}
     np.testing.assert_array_equal(make_dataset(Generous(given))["x"], make_dataset(given)["x"])
+
+
+def test_a_mapping_with_none_for_every_attribute_is_a_mapping():
+    with pytest.raises(ValueError, match="unknown argument 'shuffle'; did you mean 'shuffle_seq'"):
+        make_dataset(type("Lenient", (dict,), {"__getattr__": dict.get})({"shuffle": True}))
 
 
 def test_an_attribute_that_means_something_else_to_a_user_has_no_effect():

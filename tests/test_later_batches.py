@@ -1,6 +1,7 @@
 """What a first batch does not show: whenever a difference begins, numbers are a plain loop's, or there is an error."""
 
 import functools
+import math
 import pickle
 import types
 from contextvars import ContextVar
@@ -316,6 +317,32 @@ def test_evaluations_do_not_advance_a_loss_that_counts(eval_every):
     assert loss.calls == 9
     again = train(Base, data, 1, steps=9, batch_size=10, loss=Annealed(), eval_every=9, optimizer=make_sgd)
     assert history["train_loss"][0, -1] == pytest.approx(again["train_loss"][0, -1])
+
+
+class LateAnnealed:
+    """Begins to count when the loss is low enough, or at once."""
+
+    def __init__(self, limit):
+        self.calls, self.limit = 0, limit
+
+    def __call__(self, out, y):
+        value = (out - y).square().mean()
+        self.calls += value.item() < self.limit
+        return value * max(0.1, 1 - self.calls / 15)
+
+
+@pytest.mark.filterwarnings("ignore:.*one seed after the other", "ignore:the loss counts", "ignore:.*not replayed")
+@pytest.mark.parametrize("make", [Annealed, lambda: LateAnnealed(math.inf), lambda: LateAnnealed(0.75)])
+def test_what_a_loss_counts_does_not_depend_on_the_number_of_seeds(make):
+    rng = np.random.default_rng(0)
+    data = {"x": rng.normal(size=(90, LENGTH)), "y": rng.normal(size=(90, CLASSES))}
+    options = {"steps": 25, "batch_size": 10, "eval_every": 5, "optimizer": make_sgd}
+    loss = make()
+    together = train(Base, data, 3, loss=loss, **options)["train_loss"]
+    for seed in range(3):
+        one = make()
+        np.testing.assert_allclose(together[seed], train(Base, data, [seed], loss=one, **options)["train_loss"][0])
+    assert loss.calls == one.calls > 0
 
 
 def test_a_loss_that_counts_is_said_to_be_shared_by_the_seeds():

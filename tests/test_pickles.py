@@ -151,6 +151,14 @@ def build_tower(first):
     return tower
 
 
+def build_shape(size):
+    """An array of no bytes and 64 axes, each an integer of so many bytes."""
+    long = b"\x8b" + size.to_bytes(4, "little") + b"\xff" * (size - 1) + b"\x7f" + put(0)
+    dtype = b"cnumpy\ndtype\n(Vf8\nI0\nI1\ntR(I3\nV<\nNNNI-1\nI-1\nI0\ntb"
+    return long + b"cnumpy._core.numeric\n_frombuffer\n(C\x00" + dtype + b"(" + get(0) * 64 + b"tVC\ntR."
+
+
+COMPLEX = b"".join(b"g1\n(F%d\nF%d\ntRN" % (-1000003 * i, i) for i in range(1, 4000))  # keys of one hash
 HOSTILE = {
     "a call": pickle.dumps(Reduced(os.system, "true")),
     "an object scalar of raw addresses": pickle.dumps(Reduced(SCALAR, dtype_with("O8", *OBJECT_STATE), b"\x10" * 8)),
@@ -203,6 +211,12 @@ HOSTILE = {
     "a key of a tuple of itself many times": b"(dI1\n" + b"\x85p0\n0g0\ng0\n\x86" * 60 + b"Ns.",
     "a key of long integers": pickle.dumps({(1 << 800_000, 1): None}),
     "keys of one hash": pickle.dumps({k * (2**61 - 1): None for k in range(1, 4000)}),
+    "complex keys of one hash": b"cbuiltins\ncomplex\np1\n0(" + COMPLEX + b"d.",
+    "a key of tuples many times": b"(" + b"I1\n" * 16 + b"t" + put(0) + b"(" + get(0) * 16 + b"t" + put(1)
+    + b"(" + get(1) * 16 + b"t" + put(2) + b"(" + (get(2) + b"N") * 20_000 + b"d.",
+    "a key of a large set many times": b"(" + b"".join(b"I%d\n" % i for i in range(9000)) + b"\x91" + put(0)
+    + b"(" + (get(0) + b"N") * 9000 + b"d.",
+    "an array of endless axes": build_shape(100_000),
     "text of Python 2 beyond ASCII": b"U\x02\xc3\xa9.",
     "a type code of nested tuples": b"cnumpy\ndtype\n(" + b"(" * 200_000 + b"t" * 200_000 + b"tR.",
 }  # fmt: skip

@@ -224,6 +224,7 @@ def test_what_schedules_and_losses_count_begins_anew_for_models_that_are_trained
         "schedule": ramp, "loss": lambda out, y: loss() * F.cross_entropy(out, y), "steps": 20, "batch_size": 20,
     }  # fmt: skip
     together = train(build_annealed, DATA, 2, eval_every=None, **options)["train_loss"]
+    assert ramp.calls == loss.calls == 20  # as the last model has left them
     ramp.calls = loss.calls = 0
     alone = train(build_annealed, DATA, [1], eval_every=None, **options)["train_loss"]
     np.testing.assert_allclose(together[1], alone[0], rtol=1e-6)

@@ -104,7 +104,7 @@ def describe(value: Any, depth: int = 150, seen: dict | None = None) -> str:
         read += [(name, os.environ.get(name)) for name in list_variables(value.__code__)]
         parts = [value.__code__, value.__defaults__, value.__kwdefaults__, value.__closure__, read, vars(value)]
     elif isinstance(value, type):
-        parts = [type(value), *value.__bases__, dict(vars(value))]
+        parts = [type(value), *value.__bases__, dict(sorted(vars(value).items()))]  # a worker has another order
     else:
         parts = [type(value), *list_held(value), *_list_ingredients(value)]
     if isinstance(value, (list, tuple, set, frozenset, Mapping)) and not is_library(type(value)):

@@ -84,7 +84,10 @@ MAX_RECORDINGS = 4
 MOST_PICTURES = 10_000  # of what models read outside that are known to have been compared
 MOST_FUNCTIONS = 64  # of which it is known that they can be evaluated together
 SINGLE = torch.float32, torch.float16, torch.bfloat16
-REMEMBERS = "the loss counts or remembers in Python, and what it counts is that of all seeds together"
+REMEMBERS = (
+    "the loss counts or remembers in Python: in `train` it begins anew for every seed, in a loop of one's own "
+    "what it counts is that of all seeds together"
+)
 DIFFERENT = "computed together, the models give other numbers than one by one"
 ATTEMPTS = 3  # Python's generators belong to all threads: another one may draw too, but not every time
 
@@ -174,7 +177,7 @@ class Stack:
     stacked : bool or None
         Whether the models are computed together; None before the first batch.
     remembers : bool
-        Whether they are not because they count or remember in what all of them share: a class, a global.
+        Whether they are not because what they count or remember is all models': in a class, a global, the loss.
     check_next : bool
         Compare the next step with the plain way, and its replay with autograd. True before the last step of a loop,
         a change that neither sees is found wherever it came.
@@ -606,7 +609,7 @@ class Stack:
             self._is_told = True
         losses = self._backward_plain(batch)
         if not self._is_told and self._get_loss_state() != before:
-            self._is_told = True
+            self._is_told = self.remembers = True
             warnings.warn(REMEMBERS, stacklevel=4)
         return losses
 
@@ -773,7 +776,7 @@ class Stack:
             kinds, outside = ([picture[0][0][0], picture[0][2]] for picture in (seen, now))
             self.remembers = kinds != outside or share_objects(self.modules)
         elif seen[1] != now[1]:
-            reason, self._is_told = REMEMBERS, True
+            reason, self._is_told, self.remembers = REMEMBERS, True, True
         elif has_hooks(module) or (finder.hook and len(self) > 1):
             reason = "it has hooks on gradients"
         elif has_forward_hooks(module):
