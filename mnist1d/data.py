@@ -611,15 +611,15 @@ def reorder(data: Mapping[str, Any], order: Sequence[int]) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If `order` does not name every position once, or `data` is no such dict.
+        If `order` does not name every position once, `data` is no such dict, or its signals differ in length.
     """
     _check_data(data)
     signals = [name + suffix for name in ("x", "clean") for suffix in ("", "_val", "_test") if name + suffix in data]
-    order, length = np.asarray(order), np.shape(data["x"])[1:2]
+    order, shape = np.asarray(order), np.shape(data["x"])[1:2]
     for name in signals:
-        good = length and np.shape(data[name])[1:2] == length and not np.ma.is_masked(data[name])
+        good = shape and np.shape(data[name])[1:2] == shape and not np.ma.is_masked(data[name])
         require(good, f"shape of {name}", np.shape(data[name]), "(n, final_seq_length), whole, as that of x")
-    (length,) = length
+    length = shape[0]
     is_permutation = order.shape == (length,) and order.dtype.kind in "iu" and (np.sort(order) == range(length)).all()
     if not is_permutation:
         raise ValueError(f"order={order.tolist()!r}: must name each of the {length} positions once")
@@ -691,7 +691,8 @@ def to_torch(data: Mapping[str, Any], split: str = "train") -> "TensorDataset":
     Raises
     ------
     ValueError
-        If the dataset has no such split, or labels that are no integers, or `data` is no such dict.
+        If the dataset has no such split, signals that are no real numbers, or labels that are no integers of 64 bits,
+        or `data` is no such dict.
     """
     import torch
 
@@ -702,8 +703,16 @@ def to_torch(data: Mapping[str, Any], split: str = "train") -> "TensorDataset":
     x, y = data["x" + suffixes[split]], data.get("y" + suffixes[split])
     good = y is not None and len(x) == len(y) and not any(map(np.ma.is_masked, (x, y)))
     require(good, "split", split, "one whose x has a whole y of the same length")
-    x, y = (np.asarray(v.detach().cpu() if isinstance(v, torch.Tensor) else v) for v in (x, y))
+
+    def convert(value):
+        if isinstance(value, torch.Tensor):
+            value = value.detach().cpu().resolve_conj().resolve_neg()
+            value = value.float() if value.dtype == torch.bfloat16 else value
+        return np.asarray(value)
+
+    x, y = convert(x), convert(y)
     require(x.dtype.kind in "biuf", "type of the signals", str(x.dtype), "real numbers")
     require(y.dtype.kind in "biu", "type of the labels", str(y.dtype), "integers")
-    require(y.dtype.kind != "u" or y.max() < 2**63, "largest label", y.max(), "below 2**63")
+    largest = y.max(initial=0)
+    require(largest < 2**63, "largest label", largest, "below 2**63")
     return torch.utils.data.TensorDataset(torch.tensor(x.astype(np.float32)), torch.tensor(y.astype(np.int64)))

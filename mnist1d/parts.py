@@ -74,7 +74,7 @@ def name_parts(run: Callable, variants: Mapping[Any, Any], tasks: Sequence[tuple
     none = [None] * len(tasks)
     if not os.environ.get("MNIST1D_PARTS"):
         return none
-    from mnist1d.engine.description import describe  # which imports torch
+    from mnist1d.engine.description import describe  # here, as it imports torch
 
     try:
         folder = _open()

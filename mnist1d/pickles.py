@@ -68,7 +68,7 @@ class _Reader:
     """The machine that a pickle is a program for; a method for each opcode, named as `pickletools` names it."""
 
     def __init__(self, classes, size):
-        self.stack, self.below, self.memo = [], [], {}
+        self.stack, self.below, self.memo, self.by_hash = [], [], {}, {}
         self.left = 4 * size + 64  # bytes that may be copied or looked at: as text, as an array, for its values
         self.names = {
             "numpy.dtype": _read_dtype,
@@ -100,8 +100,7 @@ class _Reader:
     def check_key(self, key, depth=3):
         """Only what is quickly hashed and compared: a hostile tuple, set or long integer takes hours or the stack.
 
-        Integers of more than 60 bits and complex numbers may all have one hash, and a dict of them takes the square
-        of their number.
+        Many keys of one hash would take the square of their number.
         """
         if type(key) is tuple and depth and len(key) <= 16:
             self.spend(len(key))
@@ -112,9 +111,14 @@ class _Reader:
             nested = any(type(part) in (frozenset, tuple) for part in key)  # a comparison doubles with every level
             _require(not nested, "refused: a set of sets or tuples as a key or in a set")
         else:
-            plain = type(key) in (str, bytes, int, float, bool, type(None)) or isinstance(key, np.generic)
-            _require(plain and not isinstance(key, np.complexfloating), f"refused: a {type(key).__name__} as a key")
+            plain = type(key) in (str, bytes, int, float, complex, bool, type(None)) or isinstance(key, np.generic)
+            _require(plain, f"refused: a {type(key).__name__} as a key or in a set")
             _require(type(key) is not int or key.bit_length() <= 60, "refused: a long integer as a key or in a set")
+        if depth == 3:
+            same = self.by_hash.setdefault(hash(key), [])
+            if not any(other is key or other == key for other in same):
+                same.append(key)
+                _require(len(same) <= 50, "refused: keys of one hash")  # of floating-point numbers 34 may have one
 
     # Stand-ins
 

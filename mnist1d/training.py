@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from mnist1d.engine import ReplayError, Stack
 from mnist1d.engine.checks import is_answer_close
+from mnist1d.engine.inspection import reads_iterator
 from mnist1d.engine.keeping import (
     get_python_random,
     keep_random_state,
@@ -321,6 +322,10 @@ def _fit_in_turn(stack, build, data, seeds, learning_rate, state, options):
     """
     parts, histories = [], []
     restores = [remember_function(options[name]) for name in ("loss", "schedule")]
+    for name in ("loss", "schedule"):
+        if options[name] is not None and reads_iterator(options[name]):
+            rule = "which cannot be set back for the next seed: count in attributes of an object"
+            warnings.warn(f"{name}: reads an iterator, {rule}", stacklevel=5)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         for i, seed in enumerate(seeds):
@@ -387,7 +392,7 @@ def fit(
     drawn = {"steps": steps, "batch_size": batch_size, "order": order}
     feed = batches(x, y, seeds, **drawn)
 
-    def make_stack():
+    def make_stack(replay):
         stack = Stack(
             build, seeds, loss=loss, optimizer=optimizer, learning_rate=learning_rate, momentum=momentum,
             weight_decay=weight_decay, state=state, device=device, example=(x[:, :2], y[:, :2]), replay=replay,
@@ -395,22 +400,24 @@ def fit(
         stack.reuse_grads = stack.optimizers.are_of_torch
         return stack
 
-    def can_return():  # what schedulers and other optimisers remember cannot be set back
-        return stack.optimizers.are_of_torch and not stack.optimizers.have_schedulers
+    restores = [remember_code([build, loss, schedule, optimizer])]
+    stack = make_stack(replay)
+    kinds = {type(part) for module in stack.modules for part in module.modules()}
+    restores += [remember_code(kinds), remember_caches(stack.modules)]
 
-    set_back_all = remember_code([build, loss, schedule, optimizer]) if len(seeds) > 1 else None
-    stack = make_stack()
-    clear_caches = remember_caches(stack.modules)
+    def set_back():
+        for restore in reversed(restores):
+            restore()
+
     _check_dtype(stack, x)
     rule = "None, a scheduler of the optimiser sets the rate"
     require(schedule is None or not stack.optimizers.have_schedulers, "schedule", schedule, rule)
     history = {"train_loss": []}
-    diverged = torch.zeros(len(seeds), dtype=torch.bool, device=device)
     losses = torch.full((len(seeds),), torch.nan, device=device)
+    diverged = torch.zeros(len(seeds), dtype=torch.bool, device=device)
+    nothing = losses, diverged
     if schedule is not None and len(seeds) > 1 and stack.reads_model(schedule):
         raise ValueError("schedule: reads a model that is trained; with several seeds it would change one alone")
-    # The last checkpoint: step, models, losses, who has diverged, number of evaluations, what sets the schedule back.
-    safe = start = 0, None, losses, diverged, 0, remember_function(schedule)
     in_worker = multiprocessing.current_process().name != "MainProcess"
     bar = tqdm(total=steps, desc="training", delay=10, leave=False, disable=True if in_worker else None)
     step = 0
@@ -431,15 +438,13 @@ def fit(
             history["train_loss"].append(torch.where(diverged, torch.nan, losses.double()))
         if step == steps:
             break
-        checks = stack.checked
         try:
             factor = 1.0 if schedule is None else call_schedule(schedule, step)
             xb, yb = next(feed)
             stack.check_next = step == steps - 1  # a replay that has gone wrong since the last check is found
             losses = stack.backward(xb, yb)
             if stack.remembers and len(seeds) > 1:  # in a class, a global or a loss, which all share
-                set_back_all()
-                clear_caches()
+                set_back()
                 own = {
                     "steps": steps, "batch_size": batch_size, "optimizer": optimizer, "momentum": momentum,
                     "weight_decay": weight_decay, "order": order, "eval_every": eval_every, "schedule": schedule,
@@ -448,26 +453,19 @@ def fit(
                 bar.close()
                 return _fit_in_turn(stack, build, data, seeds, learning_rate, state or {}, own)
         except ReplayError as error:
-            if not can_return():
-                safe = start
-            warnings.warn(f"{error}: training goes on without it from step {safe[0]}", stacklevel=4)
-            step, saved, losses, diverged, n_evals, set_back = safe
+            # What was not seen now may have come and gone before, between two comparisons that held.
+            warnings.warn(f"{error}: training begins anew without it", stacklevel=4)
             set_back()
-            if step:
-                stack.load_state_dict(saved)
-            else:
-                stack = make_stack()
+            is_together, stack = stack.stacked, make_stack(replay=False)
+            if not is_together:
                 stack.part()
-            history = {name: values[:n_evals] for name, values in history.items()}
-            feed = batches(x, y, seeds, **drawn, start=step)
+            feed, history, (losses, diverged), step = batches(x, y, seeds, **drawn), {"train_loss": []}, nothing, 0
             continue
         if clip is not None:
             stack.clip(clip)
         stack.step(factor)
         step += 1
         bar.update()
-        if stack.checked > checks and can_return():
-            safe = step, stack.state_dict(), losses, diverged, len(history["train_loss"]), remember_function(schedule)
     bar.close()
     return stack, {name: torch.stack(values, 1).cpu().numpy() for name, values in history.items()}
 

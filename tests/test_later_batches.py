@@ -239,7 +239,7 @@ class Late(Base):
         return super().forward(x) * (1 + self.drawn * (NOW["step"] >= 60))
 
 
-@pytest.mark.filterwarnings("ignore:.*one seed after the other", "ignore:.*training goes on without it")
+@pytest.mark.filterwarnings("ignore:.*one seed after the other", "ignore:.*training begins anew without it")
 @pytest.mark.parametrize("steps", [70, 300])
 def test_what_begins_late_is_found_and_training_goes_back(steps):
     ours, plain = train_both(Late, 3, steps)
@@ -258,7 +258,7 @@ class Counting:
         return 1 / (1 + self.calls / 100)
 
 
-@pytest.mark.filterwarnings("ignore:.*one seed after the other", "ignore:.*(goes on without it|are not replayed)")
+@pytest.mark.filterwarnings("ignore:.*one seed after the other", "ignore:.*(begins anew without it|are not replayed)")
 def test_a_schedule_that_counts_is_set_back_with_training():
     ours, plain = Counting(), Counting()
     losses = [
@@ -603,7 +603,7 @@ def decaying(params):
     return optimizer
 
 
-@pytest.mark.filterwarnings("ignore:.*one seed after the other", "ignore:.*training goes on without it from step 0")
+@pytest.mark.filterwarnings("ignore:.*one seed after the other", "ignore:.*training begins anew without it")
 @pytest.mark.filterwarnings("ignore:Detected call of")
 def test_training_goes_back_to_the_start_where_the_optimiser_remembers():
     data = make_data(400)
@@ -901,7 +901,7 @@ PLACES = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*training goes on without it", "ignore:training steps are not replayed")
+@pytest.mark.filterwarnings("ignore:.*training begins anew without it", "ignore:training steps are not replayed")
 @pytest.mark.parametrize("place", PLACES)
 def test_what_changes_for_one_step_is_seen_wherever_it_is_kept(place):
     read, write, key = PLACES[place]

@@ -132,7 +132,7 @@ def build_max_norm():
 @pytest.mark.parametrize("seeds", [[3], [0, 1]])
 @pytest.mark.parametrize("build", [Target, Mean, Shrink, build_max_norm, build_frozen_norm, Fused])
 @pytest.mark.filterwarnings(
-    "ignore:.*one seed after the other", "ignore:.*are not replayed", "ignore:.*goes on without"
+    "ignore:.*one seed after the other", "ignore:.*are not replayed", "ignore:.*begins anew without"
 )
 def test_training_is_that_of_a_plain_loop(build, seeds, data):
     stack, history = fit(
@@ -252,10 +252,14 @@ class Falling:
         return loss
 
 
-@pytest.mark.filterwarnings("ignore:.*one seed after the other")
-def test_a_loss_that_begins_to_remember_is_told(data):
-    with pytest.warns(UserWarning, match="what it counts is that of all seeds"):
-        train(lambda: nn.Linear(12, 5), data, 2, steps=STEPS, batch_size=20, loss=Falling())
+@pytest.mark.filterwarnings("ignore:.*one seed after the other", "ignore:training steps are not replayed")
+def test_a_loss_that_begins_to_remember_is_told_and_begins_anew_for_each_seed(data):
+    def run(seeds):
+        return train(lambda: nn.Linear(12, 5), data, seeds, steps=STEPS, batch_size=20, loss=Falling())["train_loss"]
+
+    with pytest.warns(UserWarning, match="it begins anew for every seed"):
+        together = run(2)
+    np.testing.assert_allclose(together[1], run([1])[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

@@ -244,7 +244,7 @@ class BeginsToAverage(nn.Module):
         return F.linear(self.a(x).tanh(), self.weight if is_averaged else self.b.weight, self.b.bias)
 
 
-@pytest.mark.filterwarnings("ignore:.*training goes on without it")
+@pytest.mark.filterwarnings("ignore:.*training begins anew without it")
 @pytest.mark.parametrize("n", [1, 2])
 @pytest.mark.parametrize("build", [AveragedInEvaluation, BeginsToAverage])
 def test_an_average_that_is_read_in_evaluations_alone(build, n):

@@ -158,6 +158,20 @@ def build_shape(size):
     return long + b"cnumpy._core.numeric\n_frombuffer\n(C\x00" + dtype + b"(" + get(0) * 64 + b"tVC\ntR."
 
 
+def build_pairs(n):
+    """A dict whose keys are pairs of integers of one hash: a tuple's hash has no secret (CPython, 64 bits)."""
+    prime_1, prime_2, prime_5, mask = 11400714785074694791, 14029467366897019727, 2870177450012600261, 2**64 - 1
+    inverse, keys = pow(prime_2, -1, 2**64), []
+    for a in range(10**9):
+        lane = (prime_5 + a * prime_2) & mask
+        lane = (((lane << 31) | (lane >> 33)) & mask) * prime_1 & mask
+        b = ((7 - lane) * inverse) & mask
+        keys += [(a, b)] if b < 2**60 else []
+        if len(keys) == n:
+            assert len({hash(key) for key in keys}) == 1
+            return pickle.dumps(dict.fromkeys(keys))
+
+
 COMPLEX = b"".join(b"g1\n(F%d\nF%d\ntRN" % (-1000003 * i, i) for i in range(1, 4000))  # keys of one hash
 HOSTILE = {
     "a call": pickle.dumps(Reduced(os.system, "true")),
@@ -212,6 +226,7 @@ HOSTILE = {
     "a key of long integers": pickle.dumps({(1 << 800_000, 1): None}),
     "keys of one hash": pickle.dumps({k * (2**61 - 1): None for k in range(1, 4000)}),
     "complex keys of one hash": b"cbuiltins\ncomplex\np1\n0(" + COMPLEX + b"d.",
+    "pairs of one hash": build_pairs(100),
     "a key of tuples many times": b"(" + b"I1\n" * 16 + b"t" + put(0) + b"(" + get(0) * 16 + b"t" + put(1)
     + b"(" + get(1) * 16 + b"t" + put(2) + b"(" + (get(2) + b"N") * 20_000 + b"d.",
     "a key of a large set many times": b"(" + b"".join(b"I%d\n" % i for i in range(9000)) + b"\x91" + put(0)

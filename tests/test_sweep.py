@@ -501,12 +501,14 @@ def test_code_of_a_notebook_is_no_library_in_a_worker(monkeypatch):
 def test_a_module_of_ones_own_may_have_the_name_of_one_of_pythons(monkeypatch, tmp_path):
     (tmp_path / "wave.py").write_text("def height():\n    return 1\n", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "wave", raising=False)
+    monkeypatch.setitem(sys.modules, "wave", None)
+    del sys.modules["wave"]
     inspection._is_installed.cache_clear()
-    assert not is_library(importlib.import_module("wave").height)
-    assert all(map(is_library, (json.dumps, math.sqrt, os.getcwd, threading.Thread, torch.relu, nn.ReLU)))
-    inspection._is_installed.cache_clear()
-    monkeypatch.delitem(sys.modules, "wave")
+    try:
+        assert not is_library(importlib.import_module("wave").height)
+        assert all(map(is_library, (json.dumps, math.sqrt, os.getcwd, threading.Thread, torch.relu, nn.ReLU)))
+    finally:
+        inspection._is_installed.cache_clear()
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])

@@ -1,7 +1,9 @@
 """What a loop would compute, of models, losses and schedules that read what a stack does not look at of itself."""
 
+import dataclasses
 import functools
 import os
+import queue
 import sys
 import threading
 import types
@@ -12,14 +14,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mnist1d.comparison import compare
 from mnist1d.engine import Stack
+from mnist1d.engine.inspection import read_names
 from mnist1d.engine.replay import RefusedError, _Reads
 from mnist1d.engine.stack import _OWNERS
 from mnist1d.training import evaluate, fit, train
 from mnist1d.utils import set_seed
 from zoo import run_plainly
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*(one seed after the other|not replayed|training goes on)")
+pytestmark = pytest.mark.filterwarnings("ignore:.*(one seed after the other|not replayed|training begins anew)")
 
 CONFIG, SETTINGS = types.SimpleNamespace(p=0.0), types.ModuleType("settings_of_mine")
 SETTINGS.p = 0.0
@@ -209,6 +213,84 @@ def test_a_stack_that_was_trained_in_turn_goes_on_where_it_stands():
     torch.testing.assert_close(stack.params["b.bias"].detach(), before - 0.1 * stack.grads["b.bias"])
     stack, _ = fit(build_annealed, DATA, 2, steps=20, batch_size=20)
     assert "'step': tensor(20.)" in repr(stack.state_dict()["optimizers"])
+
+
+def fall(step):
+    return max(0.02, 1 - 0.0245 * step)
+
+
+@dataclasses.dataclass(slots=True)
+class SlottedWarmup:
+    n: int = 0
+
+    def __call__(self, *_):
+        self.n += 1
+        return fall(self.n - 1)
+
+
+class OwnClass:
+    n = 0
+
+    def __init__(self):
+        type(self).n = 0
+
+    def __call__(self, *_):
+        type(self).n += 1
+        return fall(self.n - 1)
+
+    @classmethod
+    def count(cls, *_):
+        cls.n += 1
+        return fall(cls.n - 1)
+
+
+def make_scheduler():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, fall)
+
+    def schedule(*_):
+        rate = scheduler.get_last_lr()[0]
+        optimizer.step()
+        scheduler.step()
+        return rate
+
+    return schedule
+
+
+def make_queue():
+    waiting = queue.Queue()
+
+    def schedule(*_):
+        waiting.put(1)
+        return fall(waiting.qsize() - 1)
+
+    return schedule
+
+
+COUNTERS = {
+    "slots": SlottedWarmup,
+    "class": OwnClass,
+    "classmethod": lambda: OwnClass().count,
+    "scheduler of torch": make_scheduler,
+    "queue": make_queue,
+}
+
+
+@pytest.mark.parametrize("make", COUNTERS.values(), ids=COUNTERS)
+def test_what_counts_begins_anew_wherever_it_counts(make):
+    options = {"build": MLP, "data": DATA, "steps": 40, "batch_size": 20, "eval_every": None}
+    count = make()
+
+    def weigh(out, y):
+        return count() * F.cross_entropy(out, y)
+
+    together = train(seeds=2, loss=weigh, **options)["train_loss"]
+    for seed in range(2):
+        count = make()
+        np.testing.assert_allclose(together[seed], train(seeds=[seed], loss=weigh, **options)["train_loss"][0])
+    arms = {"by step": {"build": MLP, "schedule": fall}, "counted": {"build": MLP, "schedule": make()}}
+    accuracy = compare({k: v | {"batch_size": 20} for k, v in arms.items()}, DATA, seeds=2, budget=40).accuracy
+    np.testing.assert_array_equal(accuracy["counted"], accuracy["by step"])
 
 
 def test_what_schedules_and_losses_count_begins_anew_for_models_that_are_trained_in_turn():
@@ -435,6 +517,47 @@ def test_a_reduction_that_changes_for_some_steps():
         return 1.0
 
     check(MLP, loss=reduce, schedule=schedule, reset=lambda: schedule(0))
+
+
+@functools.lru_cache(4)
+def get_scale(n):
+    return torch.ones(n, 1)
+
+
+get_table = functools.cache(lambda: np.ones((1200, 1000)))
+
+
+class CachedByModel(MLP):
+    @functools.lru_cache(128)  # noqa: B019, as a student has it: the key holds the model
+    def get_shift(self):
+        return torch.zeros(1)
+
+    def middle(self, h):
+        return h.tanh() * get_scale(len(h)) + self.get_shift()
+
+
+def scaled(out, y):
+    return (F.cross_entropy(out, y, reduction="none") * get_scale(len(out))[:, 0]).mean() + 0 * get_table().shape[0]
+
+
+def test_caches_that_only_cache_are_trained_together():
+    get_scale(20), get_scale(100), get_table()
+    for build, loss in ((CachedByModel, F.cross_entropy), (MLP, scaled)):
+        stack, _ = fit(build, DATA, 3, steps=60, batch_size=20, eval_every=20, loss=loss)
+        assert stack.stacked and not stack.remembers and len(stack._recordings) == 1
+
+
+@pytest.mark.parametrize("read", [
+    lambda: sum(getattr(SETTINGS, name) for name in ("p", "q")),
+    lambda: sum(sys.modules[__name__].SETTINGS.p for _ in range(1)),
+    lambda: sum(float(os.environ[name]) for name in ("P_OF_MINE",)),
+])  # fmt: skip
+def test_names_in_tuples_and_inner_functions_are_read(read, monkeypatch):
+    monkeypatch.setenv("P_OF_MINE", "0.125")
+    monkeypatch.setattr(SETTINGS, "p", 0.125)
+    found = read_names(read)
+    assert 0.125 in found or "0.125" in found
+    assert not any(value is sys.modules for value in found)
 
 
 class EvaluatedLate(MLP):

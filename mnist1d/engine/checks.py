@@ -4,6 +4,7 @@ import copy
 import functools
 import itertools
 import random
+import re
 import types
 import weakref
 from collections import Counter, deque
@@ -26,6 +27,7 @@ from mnist1d.engine.inspection import (
     list_held,
     read_cells,
 )
+from mnist1d.engine.keeping import read_bytes
 
 __all__ = [
     "Finder", "copy_module", "encloses_itself", "find_shared_memory", "has_forward_hooks", "has_hooks",
@@ -189,9 +191,15 @@ def hold_alike(module, other):
         if isinstance(a, (set, frozenset)):
             simple, others = ({v for v in values if isinstance(v, SIMPLE)} for values in (a, b))
             return len(a) == len(b) and simple == others
-        if isinstance(a, types.BuiltinFunctionType):
-            return a.__qualname__ == b.__qualname__ and are_all_alike([a.__self__], [b.__self__], depth)
-        return are_all_alike(list_held(a), list_held(b), depth)
+        if callable(a) and hasattr(type(a), "__self__"):  # of C
+            is_same = getattr(a, "__qualname__", None) == getattr(b, "__qualname__", None)
+            return is_same and are_all_alike([a.__self__], [b.__self__], depth)
+        if isinstance(a, weakref.ref):
+            return are_all_alike([a()], [b()], depth)
+        if not (held := list_held(a)):  # an address tells nothing
+            texts = [re.sub("0x[0-9a-fA-F]+", "", repr(v)) if callable(v) else read_bytes(v) for v in (a, b)]
+            return texts[0] == texts[1]
+        return are_all_alike(held, list_held(b), depth)
 
     def list_own(part):
         return [value for name, value in vars(part).items() if name not in INTERNAL]

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from mnist1d.engine.inspection import is_library, list_globals, list_held, list_names, list_variables
+from mnist1d.engine.inspection import READERS, is_library, list_globals, list_held, list_names, list_variables
 
 __all__ = ["describe"]
 
+# Of a class in Python 3.13 and later: the line where it stands, and what is made when it is first asked for.
+PLACES = {"__firstlineno__", "__static_attributes__", "__annotate_func__", "__annotations_cache__"}
 GENERATORS = random._inst, np.random.mtrand._rand, torch.default_generator
 
 
@@ -99,12 +101,13 @@ def describe(value: Any, depth: int = 150, seen: dict | None = None) -> str:
     elif isinstance(value, (property, staticmethod, classmethod)):
         parts = [value.fget, value.fset, value.fdel] if isinstance(value, property) else [value.__func__]
     elif isinstance(value, types.FunctionType):
-        named = {"getattr", "globals", "vars"} & {*list_names(value.__code__)}  # by which any name may be read
+        named = READERS & {*list_names(value.__code__)}  # by which any name may be read
         read = [v for v in list_globals(value) if named or not isinstance(v, types.ModuleType)]
         read += [(name, os.environ.get(name)) for name in list_variables(value.__code__)]
         parts = [value.__code__, value.__defaults__, value.__kwdefaults__, value.__closure__, read, vars(value)]
     elif isinstance(value, type):
-        parts = [type(value), *value.__bases__, dict(sorted(vars(value).items()))]  # a worker has another order
+        held = sorted((item for item in vars(value).items() if item[0] not in PLACES), key=lambda item: str(item[0]))
+        parts = [type(value), *value.__bases__, dict(held)]  # a worker has another order
     else:
         parts = [type(value), *list_held(value), *_list_ingredients(value)]
     if isinstance(value, (list, tuple, set, frozenset, Mapping)) and not is_library(type(value)):

@@ -29,11 +29,17 @@ INTERNAL = frozenset(vars(nn.Module()))
 FUNCTIONS = types.FunctionType, types.BuiltinFunctionType, type
 BOUND = types.MethodType, functools.partial, nn.Module, torch.Tensor  # these may lead back to the module
 LIBRARIES = "torch", "numpy", "math", "builtins", "mnist1d"
-STANDARD = os.path.dirname(os.__file__), sysconfig.get_path("platstdlib"), os.path.join(sys.base_exec_prefix, "DLLs")
+STANDARD = (
+    os.path.dirname(functools.__file__),
+    sysconfig.get_path("platstdlib", vars={"platbase": sys.base_exec_prefix}),
+    os.path.join(sys.base_exec_prefix, "DLLs"),
+)
 SIMPLE = (
     int, float, str, bytes, bool, complex, type(None), range, slice, decimal.Decimal, fractions.Fraction,
-    datetime.date, datetime.time, datetime.timedelta, np.number, np.bool_, np.datetime64,
+    datetime.date, datetime.time, datetime.timedelta, np.number, np.bool_, np.datetime64, torch.dtype, torch.device,
+    PurePath,
 )  # fmt: skip
+MOST = 10_000  # things in a picture of what Python holds, or of code
 CACHE = functools._lru_cache_wrapper
 GLOBAL_TOO = "LOAD_NAME", "STORE_NAME", "IMPORT_NAME"  # what instructions that say so in their name leave
 READERS = {"getattr", "setattr", "globals", "vars", "__dict__"}  # to which texts are names
@@ -52,10 +58,11 @@ def _is_installed(name):
     """Whether a package is one of Python's own, an installed one or this."""
     if name in ("__main__", "__mp_main__"):  # the user's own, whatever file a worker was started from
         return False
-    path = getattr(sys.modules.get(name), "__file__", None) or ""
-    if name in sys.stdlib_module_names:  # or one's own, of the same name
-        return not path or os.path.abspath(path).startswith(STANDARD)
-    return name in LIBRARIES or "site-packages" in path or "dist-packages" in path
+    path = os.path.normcase(os.path.abspath(getattr(sys.modules.get(name), "__file__", None) or STANDARD[0]))
+    is_standard = any(f"{path}{os.sep}".startswith(os.path.join(os.path.normcase(f), "")) for f in STANDARD)
+    if "site-packages" in path or "dist-packages" in path or name in LIBRARIES:
+        return True
+    return name in sys.stdlib_module_names and is_standard  # or one's own, of the same name
 
 
 def may_change(value):
@@ -74,7 +81,7 @@ def is_plain_value(value, depth=8, tensors=False):
 
     With `tensors` it may hold such as need no gradient, but be none.
     """
-    if isinstance(value, (*SIMPLE, *FUNCTIONS, torch.device, torch.dtype, np.ndarray, PurePath)):
+    if isinstance(value, (*SIMPLE, *FUNCTIONS, np.ndarray)):
         return True
     if isinstance(value, torch.Tensor):
         return tensors and depth < 8 and not value.requires_grad and not isinstance(value, nn.Parameter)
@@ -111,6 +118,7 @@ def list_held(value):
 
 
 def list_slots(value):
+    """The names of an object's slots, as attributes."""
     slots = [(kind, vars(kind).get("__slots__", ())) for kind in type(value).__mro__]
     named = [(kind, name) for kind, group in slots for name in ([group] if isinstance(group, str) else group)]
     names = [f"_{k.__name__.lstrip('_')}{n}" if n[:2] == "__" != n[-2:] else n for k, n in named]  # as Python has it
@@ -118,53 +126,67 @@ def list_slots(value):
 
 
 @functools.lru_cache(1000)
-def list_names(code):
-    """What a function names, in texts too where it may read by these, and what is defined within it."""
-    inner = [name for c in code.co_consts if isinstance(c, types.CodeType) for name in list_names(c)]
-    return tuple(dict.fromkeys([*code.co_names, *_list_texts(code, READERS), *inner]))
+def _list_codes(code):
+    """Code, and that of what is defined within it."""
+    return (code, *(inner for c in code.co_consts if isinstance(c, types.CodeType) for inner in _list_codes(c)))
 
 
 def _list_texts(code, readers):
-    """The texts in code that names one of the readers."""
-    return [c for c in code.co_consts if isinstance(c, str)] if readers & {*code.co_names} else []
+    """The texts, in tuples too, of code that names one of the readers."""
+    codes = _list_codes(code)
+    if not any(readers & {*each.co_names} for each in codes):
+        return []
+    constants = [c for each in codes for c in each.co_consts]
+    held = [text for c in constants if isinstance(c, (tuple, frozenset)) for text in c]
+    return [c for c in (*constants, *held) if isinstance(c, str)]
+
+
+@functools.lru_cache(1000)
+def list_names(code):
+    """What a function names, in texts too where it may read by these, and what is defined within it."""
+    names = [name for each in _list_codes(code) for name in each.co_names]
+    return tuple(dict.fromkeys([*names, *_list_texts(code, READERS)]))
 
 
 @functools.lru_cache(1000)
 def list_global_names(code):
     """Of these, what is read or set as a global, or imported: no attributes."""
-    own = [i.argval for i in dis.get_instructions(code) if "GLOBAL" in i.opname or i.opname in GLOBAL_TOO]
-    own += _list_texts(code, {"globals"})
-    inner = [name for c in code.co_consts if isinstance(c, types.CodeType) for name in list_global_names(c)]
-    return tuple(dict.fromkeys([*own, *inner]))
+    made = [i for each in _list_codes(code) for i in dis.get_instructions(each)]
+    own = [i.argval for i in made if "GLOBAL" in i.opname or i.opname in GLOBAL_TOO]
+    return tuple(dict.fromkeys([*own, *_list_texts(code, {"globals"})]))
 
 
 @functools.lru_cache(1000)
 def list_variables(code):
-    """Variables of the environment that code may read."""
-    found = _list_texts(code, {"getenv", "environ"})
-    return (*found, *(name for c in code.co_consts if isinstance(c, types.CodeType) for name in list_variables(c)))
+    """Variables of the environment that code may read: the texts in it, where it names what reads one."""
+    return tuple(text for text in _list_texts(code, {"getenv", "environ"}) if text.isascii())  # in every locale
 
 
 def list_globals(function):
-    """The values of the globals that a function names, and what it names of the modules among them."""
+    """The values of the globals that a function names, and what it names of the modules among them.
+
+    A module may be imported within, or be named as `sys.modules["name"]`.
+    """
     names, known = list_names(function.__code__), function.__globals__
-    own = list_global_names(function.__code__)
+    is_of_itself = {"modules", "__name__"} <= {*names}  # `sys.modules[__name__]`
+    own = names if is_of_itself else list_global_names(function.__code__)
     found = [known[name] for name in own if name in known]
     package, places = known.get("__package__") or "", [""]
     while package:  # from `. import config` or `.config import RATE` within
         places.append(f"{package}.")
         package = package.rpartition(".")[0]
     inner = dict.fromkeys((place + name).rstrip(".") for name in own for place in places if name not in known)
-    inner |= dict.fromkeys(_list_texts(function.__code__, {"modules", "import_module"}))
+    inner |= dict.fromkeys(_list_texts(function.__code__, {"modules", "import_module", "__import__"}))
     found += [sys.modules[name] for name in inner if name in sys.modules]  # imported within
     for value in found:  # which grows
         if isinstance(value, types.ModuleType) and not is_library(value):
             held = [vars(value)[name] for name in names if name in vars(value)]
             found += [v for v in held if not (isinstance(v, types.ModuleType) and any(v is f for f in found))]
-    return found
+    return [value for value in found if value is not sys.modules]
 
 
 def is_filled(cell):
+    """Whether a cell of a closure has a value yet."""
     try:
         return cell.cell_contents is not cell
     except ValueError:
@@ -172,6 +194,7 @@ def is_filled(cell):
 
 
 def read_cells(function):
+    """The values that a function encloses."""
     return [cell.cell_contents for cell in function.__closure__ or () if is_filled(cell)]
 
 
@@ -189,7 +212,7 @@ def list_functions(kind):
 
 
 def list_methods(kind):
-    """The functions of a class and of those that it is made from, but for torch's and python's."""
+    """The functions of a class and of those that it is made from, but for torch's, python's and this package's."""
     own = [k for k in kind.__mro__ if k.__module__.partition(".")[0] not in ("torch", "builtins", "mnist1d")]
     return [f for k in own for f in list_functions(k)]
 

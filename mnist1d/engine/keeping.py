@@ -1,6 +1,9 @@
 """Leave modules, functions and random states as they were: `keep_...` for a while, `remember_...` until told."""
 
+import copy
 import functools
+import os
+import queue
 import random
 import types
 from collections import deque
@@ -10,6 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from mnist1d.engine.inspection import (
     CACHE,
@@ -73,7 +78,7 @@ def _keep_tensor(tensor):
 
     def restore():
         if tensor.shape != kept.shape:
-            tensor.data = kept
+            tensor.data = kept.clone()
         elif not torch.equal(tensor, kept):
             tensor.data.copy_(kept)
 
@@ -99,7 +104,8 @@ def _keep_contents(values, seen, depth=8):
     """Functions that give containers, objects, tensors and generators back what they hold now, each once."""
     kept = []
     for value in values:
-        if not isinstance(value, (*SIMPLE, *FUNCTIONS, types.ModuleType)) and depth and id(value) not in seen:
+        is_fixed = isinstance(value, (*SIMPLE, *FUNCTIONS, types.ModuleType)) or value is os.environ
+        if not is_fixed and depth and id(value) not in seen:
             seen[id(value)] = value  # held, so that nothing else gets its address
             if restore := _keep_content(value, seen, depth - 1):
                 kept.append(restore)
@@ -118,6 +124,11 @@ def _keep_content(value, seen, depth):
         return _join(_keep_contents([value.__self__], seen, depth))
     if isinstance(value, torch.Generator):
         return functools.partial(value.set_state, value.get_state())
+    if isinstance(value, (Optimizer, LRScheduler)):
+        kept, inner = copy.deepcopy(value.state_dict()), [getattr(value, "optimizer", None)]
+        return _join([lambda: value.load_state_dict(copy.deepcopy(kept)), *_keep_contents(inner, seen, depth)])
+    if isinstance(value, queue.Queue):
+        return _join(_keep_contents([value.queue], seen, depth))
     if isinstance(value, np.random.Generator):
         return functools.partial(setattr, value.bit_generator, "state", value.bit_generator.state)
     if isinstance(value, np.random.RandomState):
@@ -211,8 +222,8 @@ def remember_function(function, classes=False):
         if isinstance(function, functools.partial):
             held += [function.keywords, *function.args]
         function = function.func if isinstance(function, functools.partial) else function.__self__
-    if hasattr(function, "__dict__") and not isinstance(function, nn.Module):
-        held.append(vars(function))
+    if not isinstance(function, nn.Module):
+        held += [function, getattr(function, "__dict__", None)]
     cells, names, places = [], [], []
     for f in list_helpers([function, *list_methods(type(function))], classes):
         held.append(vars(f))
@@ -230,6 +241,10 @@ def remember_function(function, classes=False):
                 }
                 places += [(owner, name, value) for name, value in found.items()]
                 held += found.values()
+    kinds = dict.fromkeys(kind for value in [function, *held] for kind in _list_kinds(value))
+    own = [(k, name, v) for k in kinds for name, v in vars(k).items() if name[:2] != "__" and not callable(v)]
+    places += own
+    held += [value for *_, value in own]
     restore_held = _remember_places(places, _keep_contents([*modules, *held], {}))
 
     def restore():
@@ -242,6 +257,14 @@ def remember_function(function, classes=False):
         restore_held()
 
     return restore
+
+
+def _list_kinds(value):
+    """The classes of one's own that a value, or what it is bound to, is or is made from."""
+    while isinstance(value, (functools.partial, types.MethodType)):
+        value = value.func if isinstance(value, functools.partial) else value.__self__
+    kind = value if isinstance(value, type) else type(value)
+    return [k for k in kind.__mro__ if not is_library(k)]
 
 
 def _remember_places(places, restores):
@@ -260,9 +283,7 @@ def _remember_places(places, restores):
 def remember_code(functions):
     """What gives back what several functions, or the classes among them, count or remember."""
     restores = [remember_function(f, classes=True) for f in functions if callable(f)]
-    kinds = {kind for f in functions for kind in getattr(f, "__mro__", ()) if not is_library(kind)}
-    held = [(k, name, v) for k in kinds for name, v in vars(k).items() if name[:2] != "__" and not callable(v)]
-    return _remember_places(held, [*restores, *_keep_contents([value for *_, value in held], {})])
+    return _remember_places([], restores)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from mnist1d.engine.inspection import (
     BOUND,
     CACHE,
     FUNCTIONS,
+    MOST,
     SIMPLE,
     is_library,
     is_own_code,
@@ -43,7 +44,8 @@ __all__ = [
 ]  # fmt: skip
 
 VIEWS = types.MappingProxyType, *map(type, ({}.keys(), {}.values(), {}.items()))  # of a dict
-MOST = 10_000  # things in a picture of what Python holds
+LARGE = 2**22  # bytes of an array that are not looked at
+LINK = "_lru_list_elem"
 
 
 def list_unshared(modules, template):
@@ -95,7 +97,7 @@ def _freeze(value, seen=None):
         if value.dtype.hasobject:
             return every(value.ravel().tolist())
         held = every([vars(value)] if getattr(value, "__dict__", None) else [])
-        return id(value), zlib.crc32(value.tobytes()) if value.nbytes < 2**22 else object(), held
+        return id(value), zlib.crc32(value.tobytes()) if value.nbytes < LARGE else object(), held
     if isinstance(value, np.random.Generator):
         return str(value.bit_generator.state)
     if isinstance(value, np.random.RandomState):
@@ -119,8 +121,8 @@ def _freeze(value, seen=None):
         return every([value.func, value.args, value.keywords])
     if isinstance(value, types.MethodType):
         return every([value.__func__, value.__self__])
-    if isinstance(value, types.BuiltinFunctionType):  # torch's, or a dict's `get`, say, which is made anew each time
-        return value.__qualname__, every([value.__self__])
+    if callable(value) and hasattr(type(value), "__self__"):  # of C: torch's, or a dict's `get`, made anew each time
+        return getattr(value, "__qualname__", None), every([value.__self__])
     if isinstance(value, (staticmethod, classmethod)):
         return every([value.__func__])
     if isinstance(value, property):
@@ -141,12 +143,20 @@ def _freeze(value, seen=None):
 
 
 def _list_cached(cache):
-    """What a `functools.lru_cache` has kept."""
-    own = vars(cache), cache.__wrapped__
-    held = [value for value in gc.get_referents(cache) if not any(value is part for part in own)]
-    # A table of results; with a limit it is one of links, and the results are beside it.
-    found = [value for part in held for value in (part.values() if isinstance(part, dict) else [part])]
-    return [value for value in found if type(value).__name__ != "_lru_list_elem"]
+    """What a `functools.lru_cache` has kept, but for large arrays, whichever was used last."""
+    parts = [p for p in gc.get_referents(cache) if p is not vars(cache) and p is not cache.__wrapped__]
+    n = cache.cache_info().currsize
+    if cache.cache_parameters()["maxsize"] is None:
+        found = [value for part in parts if isinstance(part, dict) for value in part.values()]
+    else:  # results lie beside keys, `self` of a method say, and a table of links
+        links = [p for p in parts if type(p) is dict and n == len(p) and {_get_kind(v) for v in p.values()} <= {LINK}]
+        hidden = {id(key) for table in links for key in table} | set(map(id, links))
+        found = [part for part in parts if id(part) not in hidden and not isinstance(part, type)]
+    return sorted((v for v in found if getattr(v, "nbytes", 0) < LARGE and _get_kind(v) != LINK), key=id)
+
+
+def _get_kind(value):
+    return type(value).__name__
 
 
 def freeze_function(function):
@@ -204,7 +214,7 @@ def list_watched(module):
     kinds = {kind for part in own for kind in list_own_kinds(type(part))}
     attributes = [value for part in own for value in list_attributes(part)]
 
-    def reads(function):  # a library's function may give its name to another, a library's module seldom
+    def reads(function):  # a name may be given another function of a library's, but hardly another module
         return any(may_change(value) or isinstance(value, FUNCTIONS) for value in read_names(function))
 
     def changes(kind):

@@ -273,7 +273,7 @@ class Stack:
         self._watched = []
         self._has_own_modes = any(map(_has_own_modes, self.modules[0].modules()))  # LoRA merges its weights there
         self._replay = os.environ.get("MNIST1D_REPLAY", "1") != "0" if replay is None else replay
-        self._recordings, self._since_check, self.checked, self._outside, self._inside = {}, 0, 0, None, None
+        self._recordings, self._since_check, self._outside, self._inside = {}, 0, None, None
         self._losses, self._seen, self._handed_out = None, None, {}
         self._dicts, self._copies, self._places, self._versions = [], [], [], []  # of the models, as they were stacked
         self._since_plain = self._steps = 0  # since the last comparison with the plain way, and in all
@@ -757,6 +757,7 @@ class Stack:
             fresh = None
         values = {name: p.detach().clone() for name, p in self.params.items()}
         reason, before, seen, drawn = "", self._save_inner(), describe(), list(self._python_rng)
+        again = self._get_loss_state()
         with Finder() as finder:
             losses = self._backward_plain(batch)  # an error here is the user's own
         pairs = [(p, values[name]) for name, p in self.params.items()]
@@ -776,7 +777,7 @@ class Stack:
             kinds, outside = ([picture[0][0][0], picture[0][2]] for picture in (seen, now))
             self.remembers = kinds != outside or share_objects(self.modules)
         elif seen[1] != now[1]:
-            reason, self._is_told, self.remembers = REMEMBERS, True, True
+            reason, self._is_told, self.remembers = REMEMBERS, True, seen[1] == again  # else it may only be large
         elif has_hooks(module) or (finder.hook and len(self) > 1):
             reason = "it has hooks on gradients"
         elif has_forward_hooks(module):
@@ -961,7 +962,6 @@ class Stack:
             self._since_plain, self._has_changed = 0, False
             self._gap = self._gaps.randint(self._widest // 2, self._widest)
             self._widest = min(2 * self._widest, LONGEST)
-            self.checked += not self._replay  # else the replay is still to be compared
         return same
 
     def _agree_in_double(self, batch, fresh, ours, plain, least=0.0, otherwise=False):
@@ -1085,7 +1085,6 @@ class Stack:
         same &= all(torch.equal(a, b) for a, b in zip(self._rng, after[1], strict=True))
         if same:
             self._since_check = 0
-            self.checked += self._since_plain == 0
             return results
         if self._since_check:
             self._restore_inner(before)

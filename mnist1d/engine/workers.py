@@ -12,7 +12,6 @@ import threading
 import time
 import types
 from contextlib import contextmanager, nullcontext, suppress
-from pathlib import PurePath
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from mnist1d.engine.inspection import (
     BOUND,
     CACHE,
     FUNCTIONS,
+    MOST,
     SIMPLE,
     is_filled,
     is_library,
@@ -33,7 +33,6 @@ from mnist1d.engine.inspection import (
     read_names,
     unwrap,
 )
-from mnist1d.engine.pictures import MOST
 from mnist1d.parts import IMPORTED, read_part, write_part
 from mnist1d.settings import KEEP_MEMORY, measure_peak_memory
 
@@ -47,7 +46,7 @@ _turn = threading.RLock()  # a sweep within a sweep has it already
 _thread = threading.local()
 _ENVIRONMENT = dict(os.environ)
 _changed = set()  # variables that some sweep has found changed: workers may have been started then
-_running = []  # one for each sweep of this process that has not ended
+_running = []  # a None for each sweep of this process that has not ended
 _sent = {}  # code that workers were asked for: (module, path) to digest
 
 
@@ -67,7 +66,7 @@ def end_older_workers(code):
 
 @contextmanager
 def keep_workers():
-    """Within it workers are not ended by another sweep, and those that start inherit what keeps their memory."""
+    """Within it workers are not ended by another sweep, and those that start inherit how they keep their memory."""
     added = KEEP_MEMORY.keys() - os.environ.keys()
     os.environ.update({name: KEEP_MEMORY[name] for name in added})
     _running.append(None)
@@ -82,10 +81,12 @@ def keep_workers():
 def list_settings(values):
     """What functions and classes among these read in modules of one's own: (module, path) to plain value, and to code.
 
+    Of code there are digests, and one for all of this package.
+
     Workers import such a module anew: they would not see what was set since, and may import it from an edited file.
     """
     functions, found, seen = [], {}, set()
-    code = {("mnist1d", ""): IMPORTED}  # of this package all
+    code = {("mnist1d", ""): IMPORTED}
 
     def note(module, path, value):
         is_own = isinstance(value, (types.FunctionType, type, CACHE, *BOUND[:2])) and not is_library(unwrap(value))
@@ -94,7 +95,7 @@ def list_settings(values):
         is_as_read = not sys.flags.optimize and "@pytest_ar" not in vars(known or types)
         is_as_read = is_as_read and module != "__main__" and getattr(known, "__file__", None)
         if is_own and is_as_read and _find(known, path) is value:
-            code[module, path] = digest_code(value)
+            code[module, path] = _digest_code(value)
 
     for value in values:  # which grows
         if id(value) in seen or seen.add(id(value)):
@@ -135,7 +136,7 @@ def _find(module, path):
     return functools.reduce(lambda owner, name: getattr(owner, name, None), path.split("."), module)
 
 
-def digest_code(value):
+def _digest_code(value):
     """What a function, or those of a class and of its bases, do: equal in every process that has the same."""
 
     def picture(code):
@@ -174,10 +175,10 @@ def digest_code(value):
     return hashlib.sha256(repr(pictures).encode()).hexdigest()
 
 
-def is_code_same(module, path, digest):
+def _is_code_same(module, path, digest):
     """Whether this process, where it imports the module, has what the digest is of."""
     try:
-        return digest_code(_find(importlib.import_module(module), path)) == digest
+        return _digest_code(_find(importlib.import_module(module), path)) == digest
     except Exception:  # whatever a module may raise that is half edited
         return False
 
@@ -203,7 +204,7 @@ def _is_setting(value, depth=4):
     if type(value) is torch.Tensor:
         is_plain = value.layout == torch.strided and value.device.type == "cpu" and not value.requires_grad
         return is_plain and value.numel() <= 10**6
-    return isinstance(value, (*SIMPLE, torch.dtype, PurePath))
+    return isinstance(value, SIMPLE)
 
 
 @contextmanager
@@ -300,7 +301,7 @@ def _keep_to_place(folder, environment):
 
 def _find_other_code(code):
     """The modules of which this process has other code."""
-    own = {m for (m, path), digest in code.items() if m != "mnist1d" and not is_code_same(m, path, digest)}
+    own = {m for (m, path), digest in code.items() if m != "mnist1d" and not _is_code_same(m, path, digest)}
     return sorted(own | ({"mnist1d"} if code["mnist1d", ""] != IMPORTED else set()))
 
 
