@@ -459,6 +459,7 @@ def fit(
             is_together, stack = stack.stacked, make_stack(replay=False)
             if not is_together:
                 stack.part()
+            bar.reset()
             feed, history, (losses, diverged), step = batches(x, y, seeds, **drawn), {"train_loss": []}, nothing, 0
             continue
         if clip is not None:
