@@ -17,7 +17,7 @@ import sys
 
 from agreement import read_numbers, read_results
 from mnist1d.results import code_digest, write_json
-from report import is_again, is_of_code, read_json
+from report import is_again, is_of_code, read_json, write_replication
 from run_notebooks import ROOT, list_slugs
 
 
@@ -97,7 +97,7 @@ def confirm_replicate(slug, old, new, profile):
     path = new / "figures" / "replication.json"
     replication = read_json(path)
     replication[slug]["confirmed"] = code_digest(slug, new)
-    write_json(path, replication)
+    write_replication(path, replication)
     return True
 
 

@@ -139,8 +139,15 @@ def collect_replication(root):
         second = get_verdicts({slug: r})
         r["verdicts"] = {i: {"first": first.get(i, "not measured"), "second": verdict} for i, verdict in second.items()}
     if replication:
-        write_json(target, replication)
+        write_replication(target, replication)
     return found
+
+
+def write_replication(path, replication):
+    """A line for each notebook: the file stays small, and a diff shows which one has changed."""
+    lines = [f"{json.dumps(slug)}: {json.dumps(r, allow_nan=False)}" for slug, r in replication.items()]
+    with open_for_rename(path, "w") as file:
+        file.write("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def get_verdicts(results):
