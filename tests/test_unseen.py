@@ -547,6 +547,16 @@ def test_caches_that_only_cache_are_trained_together():
         assert stack.stacked and not stack.remembers and len(stack._recordings) == 1
 
 
+LARGE = np.zeros((1200, 1000))
+
+
+@pytest.mark.filterwarnings("error:.*begins anew for every seed")
+def test_what_is_too_large_to_be_looked_at_is_not_said_to_remember():
+    with pytest.warns(UserWarning, match="one seed after the other.*too large to be looked at"):
+        stack, _ = fit(MLP, DATA, 2, steps=3, batch_size=20, loss=lambda o, y: F.cross_entropy(o, y) + LARGE[0, 0])
+    assert not stack.remembers
+
+
 @pytest.mark.parametrize("read", [
     lambda: sum(getattr(SETTINGS, name) for name in ("p", "q")),
     lambda: sum(sys.modules[__name__].SETTINGS.p for _ in range(1)),

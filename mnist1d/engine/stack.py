@@ -88,6 +88,7 @@ REMEMBERS = (
     "the loss counts or remembers in Python: in `train` it begins anew for every seed, in a loop of one's own "
     "what it counts is that of all seeds together"
 )
+UNSEEN = "the loss reads an iterator, or what is too large to be looked at, such as an array of more than 4 MB"
 DIFFERENT = "computed together, the models give other numbers than one by one"
 ATTEMPTS = 3  # Python's generators belong to all threads: another one may draw too, but not every time
 
@@ -777,7 +778,8 @@ class Stack:
             kinds, outside = ([picture[0][0][0], picture[0][2]] for picture in (seen, now))
             self.remembers = kinds != outside or share_objects(self.modules)
         elif seen[1] != now[1]:
-            reason, self._is_told, self.remembers = REMEMBERS, True, seen[1] == again  # else it may only be large
+            self._is_told, self.remembers = True, seen[1] == again
+            reason = REMEMBERS if self.remembers else UNSEEN
         elif has_hooks(module) or (finder.hook and len(self) > 1):
             reason = "it has hooks on gradients"
         elif has_forward_hooks(module):
