@@ -174,7 +174,6 @@ def batches(
     steps: int,
     batch_size: int = 100,
     order: str = "cyclic",
-    start: int = 0,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield the batches of a training run, one part for each seed.
 
@@ -188,8 +187,6 @@ def batches(
     order : {"cyclic", "shuffled"}
         "cyclic" takes the examples in their stored order, again and again, as the public code does;
         "shuffled" draws a new order every epoch, decided by the seed, and drops the last partial batch.
-    start : int
-        The first step: the batches before it are left out, for a run that goes on.
 
     Yields
     ------
@@ -215,9 +212,7 @@ def batches(
         tables.append((t[0] if shared else t.flatten(0, 1), first[:1] if shared else first))
 
     def generate():
-        for step, index in enumerate(_draw_indices(order, n, batch_size, steps, seeds, x.device)):
-            if step < start:
-                continue
+        for index in _draw_indices(order, n, batch_size, steps, seeds, x.device):
             parts = []
             for table, first in tables:
                 rows = index + first  # [1 or seed, example]

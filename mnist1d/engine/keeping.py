@@ -245,7 +245,7 @@ def remember_function(function, classes=False):
     own = [(k, name, v) for k in kinds for name, v in vars(k).items() if name[:2] != "__" and not callable(v)]
     places += own
     held += [value for *_, value in own]
-    restore_held = _remember_places(places, _keep_contents([*modules, *held], {}))
+    contents = _keep_contents([*modules, *held], {})
 
     def restore():
         for cell, value in cells:
@@ -254,7 +254,11 @@ def remember_function(function, classes=False):
         for known, name, value in names:
             if known.get(name) is not value:
                 known[name] = value
-        restore_held()
+        for owner, name, value in places:
+            if vars(owner).get(name) is not value:
+                setattr(owner, name, value)
+        for give_back in contents:
+            give_back()
 
     return restore
 
@@ -267,23 +271,10 @@ def _list_kinds(value):
     return [k for k in kind.__mro__ if not is_library(k)]
 
 
-def _remember_places(places, restores):
-    """What gives back attributes, (owner, name, value), and what `restores` do."""
-
-    def restore():
-        for owner, name, value in places:
-            if vars(owner).get(name) is not value:
-                setattr(owner, name, value)
-        for give_back in restores:
-            give_back()
-
-    return restore
-
-
 def remember_code(functions):
     """What gives back what several functions, or the classes among them, count or remember."""
     restores = [remember_function(f, classes=True) for f in functions if callable(f)]
-    return _remember_places([], restores)
+    return lambda: [restore() for restore in restores]
 
 
 @contextmanager
