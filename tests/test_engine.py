@@ -1076,13 +1076,13 @@ def test_a_stack_that_runs_one_by_one_goes_back_to_its_beginning():
     assert torch.equal(*losses)
 
 
-def spoil(monkeypatch, stack, is_spoiled, of_loss=1.0):
-    """Let the way together be wrong in the comparisons, counted from 0, that are; a list of them all."""
+def spoil(monkeypatch, stack, is_spoiled, of_loss=1.0, at_first=False):
+    """Let the way together be wrong in the late, or the first, comparisons, counted from 0, that are; a list of all."""
     together, compared = Stack._run_on_copy, []
 
     def run(self, batch):
         loss, first, *others = together(self, batch)
-        if self is stack and self._since_plain > 1:  # a comparison that comes after steps without one
+        if self is stack and (not self._steps if at_first else self._since_plain > 1):  # after steps without one
             compared.append(is_spoiled(len(compared)))
             if compared[-1]:
                 loss, first = loss * of_loss, first * 1.5
@@ -1103,6 +1103,36 @@ def test_a_comparison_that_a_unit_at_its_kink_spoils_is_put_off(monkeypatch):
     assert len(compared) > 5 and stacks[1].stacked
     for name, p in stacks[0].params.items():
         torch.testing.assert_close(stacks[1].params[name], p, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("n_seeds", [3, 1])
+def test_a_first_batch_that_a_unit_at_its_kink_spoils_leaves_it_to_the_next(n_seeds, monkeypatch):
+    stacks = [Stack(MLP, n_seeds, learning_rate=1e-3) for _ in range(2)]
+    compared = spoil(monkeypatch, stacks[1], lambda i: i < 3, at_first=True)
+    how = []
+    for batch in draw(n_seeds, steps=8):
+        for stack in stacks:
+            stack.backward(*batch)
+            stack.step()
+        how.append(stacks[1].stacked)
+    assert len(compared) == 4 and how == 3 * [None] + 5 * [True]
+    for name, p in stacks[0].params.items():
+        torch.testing.assert_close(stacks[1].params[name], p, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("of_loss", "most", "n_compared"), [(1.0, 5, 5), (1.01, 1, 2)])  # 2: without kernels too
+def test_the_first_batch_is_put_off_only_so_often_and_never_where_a_loss_is_wrong(
+    of_loss, most, n_compared, monkeypatch
+):
+    stack = Stack(MLP, SEEDS, learning_rate=1e-3)
+    compared = spoil(monkeypatch, stack, lambda i: True, of_loss, at_first=True)
+    batches = iter(draw(steps=6))
+    for _ in range(most - 1):
+        stack.backward(*next(batches))
+        stack.step()
+    with pytest.warns(UserWarning, match="one seed after the other"):
+        stack.backward(*next(batches))
+    assert len(compared) == n_compared and stack.stacked is False
 
 
 @pytest.mark.parametrize(("of_loss", "most"), [(1.0, 5), (1.01, 1)])

@@ -176,7 +176,7 @@ class Stack:
         What the last :meth:`backward` left, [seed, ...]; change it in place before :meth:`step`. It is yours to
         keep, as to add up those of several batches.
     stacked : bool or None
-        Whether the models are computed together; None before the first batch.
+        Whether the models are computed together; None until a batch has decided it, mostly the first.
     remembers : bool
         Whether they are not because what they count or remember is all models': in a class, a global, the loss.
     check_next : bool
@@ -490,8 +490,8 @@ class Stack:
             Of the learning rate, for a schedule.
         """
         self._look_at_state()
-        grads = self.grads if self.stacked else None
-        if not self.stacked:  # what was put in the place of a gradient
+        grads = None if self.stacked is False else self.grads
+        if self.stacked is False:  # what was put in the place of a gradient
             self._hand_out({n: g for n, g in self.grads.items() if g is not self._handed_out.get(n)})
         with nullcontext() if self.optimizers.are_of_torch else keep_random_state():
             self.optimizers.step(grads, factor, self._compute_again, self._losses, self._random_of)
@@ -743,7 +743,7 @@ class Stack:
         self._rng[:] = saved[1]
 
     def _decide(self, batch):
-        """Compute the first batch in both ways; go on together if they agree."""
+        """Compute the first batch in both ways; go on together if they agree. Where that cannot tell, the next does."""
         module, function = self.modules[0], self.objective or self.loss
 
         watched = list_watched(module)
@@ -805,11 +805,16 @@ class Stack:
         if any(not torch.equal(a, b) for a, b in zip(before[1], after[1], strict=True)):
             self._draws = Draws(self._rng)
         for layers in (self._layers, []) if self._layers else ([],):  # with kernels, or as torch wrote them
-            self._layers = layers
+            self._layers, self._put_off = layers, False
             self._restore_inner(before)
             reason = self._find_difference(batch, plain, names, after, fresh)
-            if not reason:
+            if not reason or self._put_off:
                 break
+        self._doubts = self._doubts + 1 if self._put_off else 0
+        if 0 < self._doubts < PATIENCE:
+            self._restore_inner(after)
+            self.stacked = None
+            return losses
         if not reason and len(self) == 1 and (reason := self._find_reads(batch)):
             warnings.warn(f"training steps are not replayed, which is slower: {reason}", stacklevel=4)
         if reason:
@@ -973,7 +978,7 @@ class Stack:
         run the `fresh` modules, as before the batch; together a template as ours. Where that cannot be, `otherwise`.
         A copy may lack what a module has, or have what it had: both ways, as they are, must lie near to that one.
         Where one example makes most of a gradient, a unit at its kink moves it far, and no loss: if the way together
-        was right in the steps before, the comparison is put off to the next batch.
+        was right in the steps before, or has not yet been taken, the comparison is put off to the next batch.
         """
         if fresh is None or not any(p.dtype in SINGLE for p in self.params.values()):
             return otherwise
@@ -1007,7 +1012,7 @@ class Stack:
             loss, alive, floor = exact[0], exact[0].isfinite(), exact[0].real.new_tensor(LEAST)
             self._put_off = (
                 not is_near
-                and self._since_plain > 1
+                and (self._since_plain > 1 or not self._steps)
                 and not self.check_next  # there may be no next step
                 and all(is_close(way[0][alive], loss[alive], floor) for way in (plain, ours))
             )
