@@ -6,6 +6,7 @@ when a notebook wants them.
 """
 
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
 from mnist1d import data, utils
 from mnist1d.data import (
@@ -36,11 +37,14 @@ __all__ = [
 
 def __getattr__(name):
     if name == "compare":
-        from mnist1d.comparison import compare
+        try:
+            from mnist1d.comparison import compare
+        except ModuleNotFoundError as error:
+            raise ImportError(f"mnist1d.compare needs {error.name}: pip install 'mnist1d[all]'") from error
 
         return compare
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__():
-    return [*__all__, "compare"]
+    return [*__all__, *(["compare"] if find_spec("torch") and find_spec("joblib") else [])]  # not of the core alone

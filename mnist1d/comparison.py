@@ -65,7 +65,7 @@ def _power(mean, sd, n, margin, level):
 
 def check_margin(margin):
     """A ValueError unless the margin is a finite number of at least 0."""
-    good = isinstance(margin, numbers.Real) and 0 <= margin < math.inf
+    good = isinstance(margin, numbers.Real) and not isinstance(margin, bool) and 0 <= margin < math.inf
     require(good, "margin", margin, "a finite number of at least 0")
 
 
@@ -99,9 +99,9 @@ def judge_difference(difference: ArrayLike, margin: float = 0.5, level: float = 
     require(good and np.isfinite(difference).all(), "difference", difference, "two or more finite numbers")
     check_margin(margin)
     mean, low, high = confidence_interval(difference, level)
-    if -margin <= low and high <= margin:
+    if -margin - TINY <= low and high <= margin + TINY:
         return "equivalent", None
-    if low > 0 or high < 0:
+    if low > TINY or high < -TINY:
         return ("better" if low > 0 else "worse"), None
     sd = np.std(difference, ddof=1)
     first = min(len(difference) + 1, MOST_SEEDS)
@@ -181,7 +181,7 @@ class Comparison:
             accuracy = f"{center:.2f} ± {center - least:.2f}"
             if self.diverged.get(arm):
                 accuracy += f", {len(self.diverged[arm])} diverged"
-            rows.append([str(arm), accuracy, *cost, difference, self.describe(arm), chosen])
+            rows.append([" ".join(str(arm).split()), accuracy, *cost, difference, self.describe(arm), chosen])
         n = len(next(iter(self.accuracy.values())))
         table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
         note = f"{n} seeds, 95% intervals given the chosen values"
@@ -210,7 +210,8 @@ class Comparison:
         axes[1].axvspan(-self.margin, self.margin, color="#999999", alpha=0.25, label="margin", linewidth=0)
         axes[1].axvline(0, color="black", linewidth=0.6)
         axes[1].legend(loc="best")
-        axes[0].set_yticks(range(len(self.accuracy)), list(map(str, self.accuracy)))
+        names = [str(arm).replace("$", r"\$") for arm in self.accuracy]  # no formula
+        axes[0].set_yticks(range(len(names)), names)
         axes[0].set(xlabel="test accuracy (%)")
         axes[1].set(xlabel=f"minus {next(iter(self.accuracy))} (points)", yticks=[])
         for ax in axes:
@@ -220,9 +221,9 @@ class Comparison:
 
     def _ipython_display_(self):
         import matplotlib.pyplot as plt
-        from IPython.display import Markdown, display
+        from IPython.display import display
 
-        display(Markdown(str(self)))
+        display({"text/markdown": str(self), "text/plain": str(self)}, raw=True)  # in a terminal the latter
         fig = self.draw()
         display(fig)
         plt.close(fig)
@@ -250,7 +251,7 @@ def _make_cache(folder):
     """The folder, made if need be, or None for None; a ValueError before work starts if it cannot be."""
     if folder is None:
         return None
-    require(isinstance(folder, (str, os.PathLike)), "cache", folder, "the path of a folder")
+    require(isinstance(folder, (str, os.PathLike)) and folder != "", "cache", folder, "the path of a folder")
     try:
         expand(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -430,20 +431,24 @@ def _check_arms(arms, tune, budget):
     known, checked = set(inspect.signature(fit).parameters) - {"data", "seeds", "eval_every", "state"}, {}
     require(isinstance(arms, Mapping) and len(arms) > 0, "arms", arms, "a dict of name to arm, of at least one")
     require(tune is None or isinstance(tune, Mapping), "tune", tune, "a dict of argument to values")
-    tune = {k: list(v) if isinstance(v, Iterator) else v for k, v in (tune or {}).items()}  # for every arm
+    used = {}  # iterators by id, each with what it gave
     for name, arm in arms.items():
         arm = dict(arm) if isinstance(arm, Mapping) else {"build": arm}
         grid = arm.pop("tune", tune) or {}
         require(isinstance(grid, Mapping), f"tune of the arm {name!r}", grid, "a dict of argument to values")
         for k, values in grid.items():
             good = isinstance(values, Iterable) and not isinstance(values, (str, Mapping, set, frozenset))
+            good = good and getattr(values, "ndim", 1) > 0
             require(good, f"tune[{k!r}]", values, "a sequence of values, in an order")
-        grid = {k: list(map(_get_number, values)) for k, values in grid.items()}
+            if isinstance(values, Iterator):  # several arms may share one
+                used[id(values)] = used.get(id(values)) or (values, list(values))
+        lists = {k: used[id(values)][1] if isinstance(values, Iterator) else values for k, values in grid.items()}
+        grid = {k: list(map(_get_number, values)) for k, values in lists.items()}
         for rate in grid.get("learning_rate", ()):
             require(np.ndim(rate) == 0 and rate is not None, "tune['learning_rate']", rate, "numbers")
         if np.ndim(arm.get("learning_rate")) and _has_choice(grid):
             raise ValueError(f"arms: {name!r} has a learning rate for each seed; must have one, as {[*grid]} is tuned")
-        bad = sorted((arm.keys() | grid.keys()) - known)
+        bad = sorted((arm.keys() | grid.keys()) - known, key=str)
         if bad or not callable(arm.get("build", (grid.get("build") or [None])[0])):
             rule = f"`build`, which makes a model, and arguments of train: {', '.join(sorted(known - {'build'}))}"
             near = [SYNONYMS.get(k) or next(iter(difflib.get_close_matches(str(k), known, 1)), None) for k in bad]
@@ -475,12 +480,21 @@ def _check_arms(arms, tune, budget):
     return checked
 
 
+def _list_trials(grid):
+    """What differs from the first values: nothing, any one value, and any two, which may not go together."""
+    yield {}
+    for n in (1, 2):
+        for names in itertools.combinations(grid, n):
+            for values in itertools.product(*(grid[name][1:] for name in names)):
+                yield dict(zip(names, values, strict=True))
+
+
 def _try_arms(checked, data, validation, seeds):
-    """Train every arm with every value that it may choose for one step: what is bad is said first."""
+    """Train every arm with all values, and pairs, that it may choose for one step: what is bad is said first."""
     for name, (arm, grid) in checked.items():
         part = _split(data, validation)[0] if _has_choice(grid) else {k: data[k] for k in "xy"}
         first = {k: values[0] for k, values in grid.items()}
-        for one in [{}, *({k: value} for k, values in grid.items() for value in values[1:])]:
+        for one in _list_trials(grid):
             tried = arm | first | one | {"steps": 1}
             size = tried.get("batch_size", 100)
             some = {k: v[: max(size, 200)] if isinstance(size, int) else v for k, v in part.items()}
@@ -507,8 +521,9 @@ def _has_choice(grid):
 
 def _warn_of_edges(arm, dataset, grid, chosen):
     for k, value in chosen.items():
-        tried = sorted(float(v) for v in grid[k] if isinstance(v, numbers.Real))
-        if len(tried) == len(grid[k]) > 1 and value in (tried[0], tried[-1]) and value != 0:
+        tried = sorted({float(v) for v in grid[k] if isinstance(v, numbers.Real) and not isinstance(v, bool)})
+        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if len(tried) > 1 and is_number and value in (tried[0], tried[-1]) and value != 0:
             text = ", ".join(f"{v:g}" for v in tried)
             warnings.warn(f"{arm}, {dataset}: {k}={value:g} is the edge of {text}; try values beyond it", stacklevel=3)
 

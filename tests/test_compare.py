@@ -587,6 +587,71 @@ def test_the_package_loads_no_torch_until_compare_is_used():
     assert mnist1d.compare is compare
 
 
+def test_without_torch_the_core_names_the_extra_that_compare_needs():
+    code = """
+import inspect, pydoc, sys
+for name in ("torch", "joblib", "tqdm", "matplotlib"):
+    sys.modules[name] = None  # as where they are not installed
+import mnist1d
+assert "compare" not in dir(mnist1d) and inspect.getmembers(mnist1d) and pydoc.render_doc(mnist1d)
+try:
+    mnist1d.compare
+except ImportError as error:
+    assert "mnist1d[all]" in str(error), error
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_build_may_name_the_class_of_functions():
+    def build(activation=nn.Tanh):
+        middle = activation if isinstance(activation, types.FunctionType) else activation()
+        return nn.Sequential(nn.Linear(40, 8), middle, nn.Linear(8, 10))
+
+    assert compare({"a": build}, DATA, **SETTINGS).accuracy["a"].shape == (SETTINGS["seeds"],)
+    assert describe(types.FunctionType) == describe(types.FunctionType)
+
+
+def test_two_values_that_do_not_go_together_are_said_before_work_starts(monkeypatch):
+    tune = {"optimizer": ["sgd", "adam"], "momentum": [0.0, 0.9]}
+    monkeypatch.setattr(comparison, "sweep", lambda *args, **options: pytest.fail("work has started"))
+    with pytest.raises(ValueError, match=r"'b': momentum=0\.9"):
+        compare({"b": {"build": Logistic, "tune": tune}}, DATA, **SETTINGS)
+
+
+@pytest.mark.filterwarnings("ignore:.* is the edge of")
+def test_one_iterator_may_serve_two_arms():
+    rates = {"learning_rate": iter([0.01, 0.02, 0.03])}
+    arms = {name: {"build": Logistic, "tune": rates} for name in "ab"}
+    found = compare(arms, DATA, **SETTINGS)
+    assert found.tried["a"] == found.tried["b"] == [{"learning_rate": rate} for rate in (0.01, 0.02, 0.03)]
+
+
+def test_equal_differences_at_the_margin_are_within_it():
+    for a, b in ((88.4, 88.1), (94.6, 94.3), (94.3, 94.6)):
+        assert judge_difference([a - b] * 3, 0.3)[0] == "equivalent"
+
+
+@pytest.mark.parametrize(
+    ("values", "chosen", "is_edge"),
+    [([None, 0.1, 1.0], 0.1, True), ([None, 0.1, 1.0], None, False), ([0.1, 0.1], 0.1, False), ([1, 2, 3], 2, False)],
+)
+def test_an_edge_is_the_least_or_largest_number(values, chosen, is_edge):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        comparison._warn_of_edges("a", "d", {"clip": values}, {"clip": chosen})
+    assert bool(told) == is_edge
+
+
+def test_a_terminal_shows_the_table_as_text(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda value, **options: shown.append(value))
+    found = make_comparison({"a": np.array([90.0, 91.0]), r"a$\foo$": np.array([90.0, 92.0])})
+    found._ipython_display_()
+    assert shown[0]["text/plain"] == shown[0]["text/markdown"] == str(found)
+
+
 def test_the_notebooks_lstm_cell_is_torchs(notebook):
     ours, theirs = notebook("compare")["LSTMCell"](4, 6), nn.LSTMCell(4, 6)
     with torch.no_grad():
@@ -655,6 +720,7 @@ class StoppingAt(Dropping):
         return super().step(closure)
 
 
+@pytest.mark.filterwarnings("ignore:the optimiser counts or remembers")
 @pytest.mark.parametrize("place", ["module", "range", "deque"])
 def test_the_cache_sees_what_functions_read(place, tmp_path, monkeypatch):
     optimizer = Dropping if place == "module" else StoppingAt

@@ -67,7 +67,7 @@ def describe(value: Any, depth: int = 150, seen: dict | None = None) -> str:
         held = getattr(value, "__dict__", None)  # a mask of a parameter, say
         return _digest(value) + (describe(held, depth - 1, seen) if held and depth else "")
     if (is_code or isinstance(value, types.ModuleType)) and is_library(value):
-        cells = getattr(value, "__closure__", None) if depth and id(value) not in seen else None
+        cells = value.__closure__ if depth and id(value) not in seen and isinstance(value, types.FunctionType) else None
         seen[id(value)] = len(seen), value
         encloses = [describe(cell, depth - 1, seen) for cell in cells or ()]  # of what a library has made for the user
         return f"{_name_code(value)}{encloses or ''}"
