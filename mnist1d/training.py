@@ -30,6 +30,7 @@ from mnist1d.engine.keeping import (
     remember_function,
     set_python_random,
 )
+from mnist1d.engine.stack import BUILT
 from mnist1d.engine.workers import (
     OtherCodeError,
     end_older_workers,
@@ -317,8 +318,8 @@ def _fit_in_turn(stack, build, data, seeds, learning_rate, state, options):
     """
     parts, histories = [], []
     restores = [remember_function(options[name]) for name in ("loss", "schedule")]
-    for name in ("loss", "schedule"):
-        if options[name] is not None and reads_iterator(options[name]):
+    for name, function in {"build": build, "loss": options["loss"], "schedule": options["schedule"]}.items():
+        if function is not None and reads_iterator(function):
             rule = "which cannot be set back for the next seed: count in attributes of an object"
             warnings.warn(f"{name}: reads an iterator, {rule}", stacklevel=5)
     with warnings.catch_warnings(record=True) as told:
@@ -373,7 +374,7 @@ def fit(
         check_integer(eval_every, "eval_every", 1)
     for name, value in (("build", build), ("loss", loss), ("schedule", schedule)):
         require(callable(value) or (name == "schedule" and value is None), name, value, "callable")
-    is_norm = clip is None or (isinstance(clip, numbers.Real) and clip > 0)
+    is_norm = clip is None or (isinstance(clip, numbers.Real) and not isinstance(clip, bool) and clip > 0)
     require(is_norm, "clip", clip, "None or a number above 0")
     data = list_datasets(data)
     x, y = split_tensors(data, "", len(seeds), device)
@@ -395,6 +396,16 @@ def fit(
         stack.reuse_grads = stack.optimizers.are_of_torch
         return stack
 
+    def fit_in_turn():
+        stack.part()
+        set_back()
+        own = {
+            "steps": steps, "batch_size": batch_size, "optimizer": optimizer, "momentum": momentum,
+            "weight_decay": weight_decay, "order": order, "eval_every": eval_every, "schedule": schedule,
+            "loss": loss, "clip": clip, "device": device, "replay": replay,
+        }  # fmt: skip
+        return _fit_in_turn(stack, build, data, seeds, learning_rate, state or {}, own)
+
     restores = [remember_code([build, loss, schedule, optimizer])]
     stack = make_stack(replay)
     kinds = {type(part) for module in stack.modules for part in module.modules()}
@@ -404,6 +415,10 @@ def fit(
         for restore in reversed(restores):
             restore()
 
+    if stack.remembers:
+        name = type(stack.modules[0]).__name__
+        warnings.warn(f"{name} is trained one seed after the other, not together: {BUILT}", stacklevel=3)
+        return fit_in_turn()
     _check_dtype(stack, x)
     rule = "None, a scheduler of the optimiser sets the rate"
     require(schedule is None or not stack.optimizers.have_schedulers, "schedule", schedule, rule)
@@ -439,17 +454,14 @@ def fit(
             stack.check_next = step == steps - 1  # a replay that has gone wrong since the last check is found
             losses = stack.backward(xb, yb)
             if stack.remembers and len(seeds) > 1:  # in a class, a global or a loss, which all share
-                set_back()
-                own = {
-                    "steps": steps, "batch_size": batch_size, "optimizer": optimizer, "momentum": momentum,
-                    "weight_decay": weight_decay, "order": order, "eval_every": eval_every, "schedule": schedule,
-                    "loss": loss, "clip": clip, "device": device, "replay": replay,
-                }  # fmt: skip
                 bar.close()
-                return _fit_in_turn(stack, build, data, seeds, learning_rate, state or {}, own)
+                return fit_in_turn()
         except ReplayError as error:
             # What was not seen now may have come and gone before, between two comparisons that held.
             warnings.warn(f"{error}: training begins anew without it", stacklevel=4)
+            if stack.remembers and len(seeds) > 1:
+                bar.close()
+                return fit_in_turn()
             set_back()
             is_together, stack = stack.stacked, make_stack(replay=False)
             if not is_together:
@@ -459,7 +471,14 @@ def fit(
             continue
         if clip is not None:
             stack.clip(clip)
+        seen = stack.optimizers.freeze() if step == 0 and len(seeds) > 1 else []
         stack.step(factor)
+        if seen and seen != stack.optimizers.freeze():
+            warnings.warn(
+                "the optimiser counts or remembers in its class or a global: one seed after the other", stacklevel=4
+            )
+            bar.close()
+            return fit_in_turn()
         step += 1
         bar.update()
     bar.close()

@@ -298,6 +298,21 @@ class Finder(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
+def list_leaves(losses):
+    """The tensors that gradients of losses reach."""
+    if losses.grad_fn is None:
+        return [losses]
+    leaves, seen, todo = [], set(), [losses.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            if type(node).__name__ == "AccumulateGrad":
+                leaves.append(node.variable)
+            todo += [following for following, _ in node.next_functions]
+    return leaves
+
+
 def is_close(ours, plain, scale=None, times=1):
     """Whether two tensors [seed, ...] agree to so many times rounding, NaN and infinity included."""
     if ours.shape != plain.shape or ours.dtype != plain.dtype:

@@ -69,10 +69,12 @@ def keep_random_state():
 def _keep_tensor(tensor):
     is_plain = tensor.layout == torch.strided and tensor.device.type != "meta" and not is_lazy(tensor)
     is_shared = any(n > 1 and stride == 0 for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    if tensor.requires_grad or not is_plain or is_shared:  # in a place that stands for several nobody writes
+    is_made = tensor.requires_grad and not tensor.is_leaf
+    if is_made or not is_plain or is_shared:  # in a place that stands for several nobody writes
         return None
     try:
-        kept = tensor.clone()
+        kept = tensor.detach().clone()
+        grad = tensor.grad.clone() if tensor.is_leaf and tensor.grad is not None else None
     except RuntimeError:  # what a `vmap` that has ended left in an attribute: it is made anew at every call
         return None
 
@@ -81,6 +83,8 @@ def _keep_tensor(tensor):
             tensor.data = kept.clone()
         elif not torch.equal(tensor, kept):
             tensor.data.copy_(kept)
+        if tensor.requires_grad:
+            tensor.grad = None if grad is None else grad.clone()
 
     return restore
 
@@ -186,7 +190,7 @@ def _keep_modules(modules, seen, depth=8, buffers=False):
     saved = [(part, dict(vars(part)), dict(part._buffers)) for part in parts]
     held = [v for part in parts for v in list_attributes(part)]
     for part in parts if buffers else ():
-        held += [*part._buffers.values(), *(p.data for p in part._parameters.values() if p is not None)]
+        held += [*part._buffers.values(), *(p for p in part._parameters.values() if p is not None)]
     contents = _keep_contents(held, seen, depth)
 
     def restore():

@@ -1,6 +1,7 @@
 """The optimisers of a stack: one for all models where a step treats every number by itself, else one each."""
 
 import copy
+import itertools
 import numbers
 import sys
 import weakref
@@ -9,6 +10,9 @@ import numpy as np
 import torch
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from mnist1d.engine.inspection import is_library
+from mnist1d.engine.pictures import freeze_function
+
 __all__ = ["Optimizers"]
 
 # Of these optimisers a step treats every number by itself, so that one of them serves all models.
@@ -16,6 +20,10 @@ ELEMENTWISE = {
     getattr(torch.optim, name)
     for name in ["SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adadelta", "Adagrad", "RMSprop", "Rprop", "ASGD"]
 }
+
+
+def _is_number(value):
+    return isinstance(value, numbers.Real | torch.Tensor) and not isinstance(value, bool)
 
 
 def _count_holders(optimizer):
@@ -47,10 +55,10 @@ class Optimizers:
     def __init__(self, modules, params, optimizer, learning_rate, momentum, weight_decay, random_of):
         rates = learning_rate if np.ndim(learning_rate) else [learning_rate]
         is_one = learning_rate is None or not np.ndim(learning_rate)
-        if not all((rate is None and is_one) or isinstance(rate, numbers.Real | torch.Tensor) for rate in rates):
+        if not all((rate is None and is_one) or _is_number(rate) for rate in rates):
             raise ValueError(f"learning_rate={learning_rate!r}: must be a number, or one for each seed")
         for name, value in (("momentum", momentum), ("weight_decay", weight_decay)):
-            if not isinstance(value, numbers.Real | torch.Tensor | None):
+            if value is not None and not _is_number(value):
                 raise ValueError(f"{name}={value!r}: must be a number, one for all seeds")
         if isinstance(optimizer, torch.optim.Optimizer):
             raise ValueError(f"optimizer: is a {type(optimizer).__name__}; must be what makes one, the class say")
@@ -103,6 +111,14 @@ class Optimizers:
     def are_of_torch(self):
         """Whether all are torch's own, without hooks: these keep no gradient beyond a step and draw no numbers."""
         return all(type(opt).__module__.startswith("torch.optim") and _is_unhooked(opt) for opt in self._optimizers)
+
+    def freeze(self):
+        """What classes and hooks of one's own, which all models share, hold and read."""
+        own = [kind for opt in self._optimizers for kind in type(opt).__mro__ if not is_library(kind)]
+        for opt in self._optimizers:
+            hooks = [getattr(opt, f"_optimizer_step_{when}_hooks", {}).values() for when in ("pre", "post")]
+            own += [hook for hook in itertools.chain(*hooks) if not getattr(hook, "__closure__", None)]
+        return [freeze_function(code) for code in dict.fromkeys(own)]
 
     @property
     def have_schedulers(self):

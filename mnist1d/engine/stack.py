@@ -21,6 +21,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import nn
 from torch.func import functional_call, vmap
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
@@ -38,11 +39,13 @@ from mnist1d.engine.checks import (
     is_answer_close,
     is_close,
     keep_slots,
+    list_leaves,
     share_objects,
 )
 from mnist1d.engine.draws import Draws
 from mnist1d.engine.inspection import (
     catches_errors,
+    is_library,
     list_attributes,
     list_modules,
     names_autograd,
@@ -50,6 +53,7 @@ from mnist1d.engine.inspection import (
 from mnist1d.engine.keeping import (
     get_python_random,
     keep_attributes,
+    keep_code,
     keep_function,
     keep_random_state,
     remember_caches,
@@ -89,11 +93,24 @@ REMEMBERS = (
     "what it counts is that of all seeds together"
 )
 UNSEEN = "the loss reads an iterator, or what is too large to be looked at, such as an array of more than 4 MB"
+STRANGE = "the loss or a forward pass reads trained tensors that are not the model's own"
+BUILT = "building one model changes what the others read"
 DIFFERENT = "computed together, the models give other numbers than one by one"
 ATTEMPTS = 3  # Python's generators belong to all threads: another one may draw too, but not every time
 
 
 _OWNERS = weakref.WeakValueDictionary()  # the stack that trains a parameter, by the parameter's id
+
+
+def _list_trained(module):
+    return [(n, p) for n, p in module.named_parameters() if p.requires_grad and p.layout == torch.strided]
+
+
+def _list_alive(memory):
+    """The names of the memory, (name, weak reference), that somebody still holds."""
+    if not all(ref.expired() for _, ref in memory):
+        gc.collect()  # what a constructor has left in circles
+    return sorted({name for name, ref in memory if not ref.expired()})
 
 
 class ReplayError(RuntimeError):
@@ -223,6 +240,7 @@ class Stack:
             raise ValueError(f"state={type(state).__name__}: must be a dict of name to tensor")
         self.loss, self.objective = loss, objective
         self.modules, self._rng, self._python_rng = [], [], []
+        watched, pictures = [], []  # of what the models read outside, when one was built and when all were
         with keep_random_state():
             for i, seed in enumerate(self.seeds):
                 set_seed(seed)
@@ -246,6 +264,11 @@ class Stack:
                 self.modules.append(module)
                 self._rng.append(torch.get_rng_state())
                 self._python_rng.append(get_python_random())
+                if i in (0, len(self.seeds) - 1) and len(self.seeds) > 1:
+                    set_seed(0)  # for what reads a global generator
+                    watched = watched if i else list_watched(module)
+                    looks = range(1 if i else 2)  # what is too large to be looked at differs from itself
+                    pictures += [(self._get_loss_state(), [freeze() for freeze in watched]) for _ in looks]
         self._check_modules()
         trained = [p for module in self.modules for p in module.parameters() if p.requires_grad]
         if len(set(map(id, trained))) < len(trained):
@@ -260,12 +283,18 @@ class Stack:
             first, second = pair
             rule = "one tensor may have several names, but two tensors may not share memory: train would part them"
             raise ValueError(f"build: {first} and {second} are views of the same memory; {rule}")
+        memory = [(n, StorageWeakRef(p.untyped_storage())) for m in self.modules for n, p in _list_trained(m)]
         self.params = self._stack("named_parameters")
         self.buffers = self._stack("named_buffers")
+        if shared := _list_alive(memory):
+            rule = "which does not change with it: build views in forward, and parameters from copies"
+            warnings.warn(f"build: something besides {', '.join(shared)} holds its memory, {rule}", stacklevel=4)
+        self._kinds = {type(part) for m in self.modules for part in m.modules() if not is_library(type(part))}
         self._note_state()
         self._load(state or {})
         self.grads = dict.fromkeys(self.params)
-        self.stacked, self.remembers = None, False
+        self.stacked, self.remembers = None, pictures[:1] == pictures[1:2] != pictures[2:]
+        self._leaves, self._is_strange, self._looks_at_leaves = [], False, False
         self._template = self._layers = None
         self._draws, self._evaluates_together = None, {}  # the latter by the function that is evaluated
         self.check_next, self.reuse_grads = False, False
@@ -567,10 +596,19 @@ class Stack:
                 raise ValueError(f"loss: returned {what}; must return a scalar tensor, the mean over a batch")
             if not loss.requires_grad:
                 raise ValueError("loss: does not depend on any parameter that requires a gradient")
+            if self.stacked is None or len(self) > 1:
+                self._look_at_leaves(loss, module.parameters())
             loss.backward()
         self._sync_buffers(i)
         self._sync_parameters(i)
         return loss.detach()
+
+    def _look_at_leaves(self, losses, own):
+        """Note whether gradients reach trained tensors that are not `own`, of another model or a loss."""
+        known, seen = set(map(id, own)), set(map(id, self._leaves))
+        self._leaves = [leaf for leaf in list_leaves(losses) if id(leaf) not in known]  # held: each has its own address
+        if any(isinstance(leaf, nn.Parameter) or id(leaf) in seen for leaf in self._leaves):  # none of this step alone
+            self._is_strange = self.remembers = True
 
     def _backward_plain(self, batch):
         """Losses and gradients of every model, each by itself, exactly as a loop would compute them."""
@@ -665,6 +703,10 @@ class Stack:
             losses = each.sum(1) / (batch[1] != -100).sum(1)  # its ignore_index
         else:
             losses, after = self._call(self.compute_loss, params, self.buffers, *batch)
+        if self._looks_at_leaves:
+            self._look_at_leaves(losses, trained.values())
+            if self._is_strange:
+                raise RefusedError(STRANGE)
         grads = torch.autograd.grad(losses, list(trained.values()), torch.ones_like(losses), allow_unused=True)
         with torch.no_grad():
             for name, buffer in self.buffers.items():
@@ -723,7 +765,11 @@ class Stack:
         """The same, and whether a model writes on its batch."""
         own = _copy(batch)
         versions = [t._version for t in own]
-        results = self._run_together(own)
+        self._looks_at_leaves = True
+        try:
+            results = self._run_together(own)
+        finally:
+            self._looks_at_leaves = False
         self._writes_batch |= versions != [t._version for t in own]
         return results
 
@@ -767,6 +813,8 @@ class Stack:
             raise ValueError(f"build: the buffer {shared[0]} is that of all seeds, and training changes it; {rule}")
         if not all(have_same_numbers(p, value) for p, value in pairs):
             reason = "the module changes parameters in its forward pass"
+        elif self.remembers:
+            reason = STRANGE if self._is_strange else BUILT
         elif {name for name, _ in module.named_buffers()} != self.buffers.keys():
             reason = "a buffer of the module begins as None"
         elif any((b.shape, b.dtype) != (before[0][n].shape[1:], before[0][n].dtype) for n, b in module.named_buffers()):
@@ -781,9 +829,9 @@ class Stack:
             self._is_told, self.remembers = True, seen[1] == again
             reason = REMEMBERS if self.remembers else UNSEEN
         elif has_hooks(module) or (finder.hook and len(self) > 1):
-            reason = "it has hooks on gradients"
+            reason, self.remembers = "it has hooks on gradients", True  # which may share what they count
         elif has_forward_hooks(module):
-            reason = "it has hooks"
+            reason, self.remembers = "it has hooks", True
         elif len(self) > 1 and finder.may_fail and catches_errors(module, function):
             reason = "it may catch an error of linear algebra, which among several models is that of all"
         elif not all(hold_alike(module, other) for other in self.modules[1:]):
@@ -840,7 +888,7 @@ class Stack:
         function = self.objective or self.loss
         try:
             with keep_attributes([self._template]):
-                python = self._get_python_state()
+                python, before = self._get_python_state(), self._save_inner()
                 together = self._run_on_copy(batch)
                 if self._get_python_state() != python:
                     raise RefusedError("the module counts or remembers in Python")
@@ -853,7 +901,10 @@ class Stack:
             is_tight = is_near and _have_same_zeros(together, plain)
             is_tight = is_tight and self._agree(together, plain, self.buffers, after[0], times=TIGHTLY)
             if not is_near or (is_single and (may_lose or not is_tight)):
+                inner = self._save_inner()
+                self._restore_inner(before)
                 is_near = self._agree_in_double(batch, fresh, together, plain, otherwise=is_near and not may_lose)
+                self._restore_inner(inner)
             same &= is_near
             same &= all(torch.equal(a, b) for a, b in zip(self._rng, after[1], strict=True))
             return "" if same else DIFFERENT
@@ -971,6 +1022,15 @@ class Stack:
             self._widest = min(2 * self._widest, LONGEST)
         return same
 
+    def _make_twin(self, modules):
+        """A stack of other modules with the same random states."""
+        twin = copy.copy(self)
+        twin._rng = [state.clone() for state in self._rng]
+        twin._draws = None if self._draws is None else Draws(twin._rng)
+        twin._python_rng, twin._flags, twin.modules = list(self._python_rng), dict(self._flags), modules
+        twin.params, twin.buffers = twin._stack("named_parameters"), twin._stack("named_buffers")
+        return twin
+
     def _agree_in_double(self, batch, fresh, ours, plain, least=0.0, otherwise=False):
         """Whether the two ways agree in double precision, so that what lay between them was rounding alone.
 
@@ -982,10 +1042,7 @@ class Stack:
         """
         if fresh is None or not any(p.dtype in SINGLE for p in self.params.values()):
             return otherwise
-        twin = copy.copy(self)
-        twin._rng = [state.clone() for state in self._rng]
-        twin._draws = None if self._draws is None else Draws(twin._rng)
-        twin._python_rng, twin._flags = list(self._python_rng), dict(self._flags)
+        given, copies = batch, [copy_module(m) for m in fresh] if self._draws is not None else fresh
         batch = [t.double() if t.is_floating_point() else t for t in batch]
         default = torch.get_default_dtype()
         grads = [(p, p.grad) for module in self.modules for p in module.parameters()]  # which a loss may reach
@@ -993,8 +1050,7 @@ class Stack:
             for p, _ in grads:
                 p.grad = None
             torch.set_default_dtype(torch.float64)  # of what is drawn or made on the way
-            twin.modules = [module.double() for module in fresh]
-            twin.params, twin.buffers = twin._stack("named_parameters"), twin._stack("named_buffers")
+            twin = self._make_twin([module.double() for module in fresh])
             twin._template = copy_module(self._template, share=True).double()
             twin._share_state(twin._template)
             twin._layers = find_layers(twin._template) if self._layers else []
@@ -1006,7 +1062,11 @@ class Stack:
             if not twin._agree(together, exact, twin.buffers, after[0], least):
                 return False
             if any(not torch.equal(a, b) for a, b in zip(before[1], after[1], strict=True)):
-                return True  # random numbers are others in double precision
+                torch.set_default_dtype(default)  # random numbers are others in double precision: as it was, but copied
+                single = self._make_twin(copies)
+                losses = single._backward_plain(given)
+                again = [losses, *(g for g in single.grads.values() if g is not None)]
+                return len(again) == len(plain) and all(map(have_same_numbers, again, plain))
             exact = [e.to(p.dtype) for e, p in zip(exact, plain, strict=True)]
             is_near = all(self._agree(way, exact, {}, {}, max(least, LEAST), ROUGHLY) for way in (plain, ours))
             loss, alive, floor = exact[0], exact[0].isfinite(), exact[0].real.new_tensor(LEAST)
@@ -1285,7 +1345,8 @@ class Stack:
         try:
             modules = [*self.modules, *([self._template] if self._template is not None else [])]
             is_loss = function == self.compute_loss
-            with keep_attributes(modules), keep_function(self.objective or self.loss) if is_loss else nullcontext():
+            keep = keep_function(self.objective or self.loss) if is_loss else nullcontext()
+            with keep_attributes(modules), keep_code(self._kinds), keep:
                 return self._evaluate(function, batch, saved)
         finally:
             has_drawn = python != self._python_rng or any(map(_differ, self._rng, saved[1]))
