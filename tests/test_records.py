@@ -193,6 +193,12 @@ def test_a_file_that_is_no_row_is_refused_before_training(row, capsys, monkeypat
     assert message in (out := capsys.readouterr().out) and "nothing was trained" in out
 
 
+def test_too_few_seeds_are_named(capsys):
+    with pytest.raises(SystemExit):
+        records.main(["--seeds", "0"])
+    assert "--seeds=0: must be at least 2" in capsys.readouterr().err
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path, capsys):
     assert records.main([str(tmp_path / "none.py")]) == 1 and "no such file" in capsys.readouterr().out
 

@@ -110,6 +110,8 @@ def main(arguments=None):
     parser.add_argument("--validate", action="store_true", help="measure on held-out training examples")
     parser.add_argument("--seeds", type=int, default=FEWEST_SEEDS)
     options = parser.parse_args(arguments)
+    if options.seeds < 2:
+        parser.error(f"--seeds={options.seeds}: must be at least 2, for an interval")
     torch.set_num_threads(1)
     train, test = load_splits(options.validate)
     failed = refused = False
