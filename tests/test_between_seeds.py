@@ -1,6 +1,8 @@
 """What a loop over seeds would compute, where the models of several seeds meet outside of themselves."""
 
 import functools
+import itertools
+import warnings
 
 import numpy as np
 import pytest
@@ -141,6 +143,22 @@ def test_a_loop_of_ones_own_is_told_of_it():
     with pytest.warns(UserWarning, match="building one model changes"):
         stack.backward(torch.randn(2, 20, 16), torch.zeros(2, 20, dtype=torch.long))
     assert not stack.stacked and stack.remembers
+
+
+class Numbered(MLP):
+    count, ids, all_models = 0, itertools.count(), []
+
+    def __init__(self):
+        super().__init__()
+        Numbered.count += 1
+        self.number = next(Numbered.ids) * 0
+        Numbered.all_models.append(self)
+
+
+def test_what_constructors_alone_count_matters_to_nobody():
+    stack = Stack(Numbered, [3, 4])
+    assert not stack.remembers
+    check(Numbered, seeds=([3, 4],))  # with no warning
 
 
 @IN_TURN
@@ -292,6 +310,42 @@ class Copied(MLP):
 def test_memory_that_is_held_outside_is_told_of(build):
     with pytest.warns(UserWarning, match="holds its memory, which does not change with it"):
         train(build, DATA, 1, steps=1, batch_size=20)
+
+
+@IN_TURN
+@pytest.mark.filterwarnings("ignore:training steps are not replayed")
+@pytest.mark.parametrize("n_seeds", [1, 2])
+def test_an_evaluation_before_clipping_leaves_gradients_where_they_are(n_seeds):
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.out = nn.LSTM(1, 4, batch_first=True), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.out(self.lstm(x.unsqueeze(-1))[0][:, -1])
+
+    stack = Stack(Recurrent, n_seeds, optimizer="sgd", learning_rate=1.0)
+    x, y = torch.randn(n_seeds, 20, 16), torch.randint(4, (n_seeds, 20))
+    for _ in range(2):
+        stack.backward(x, y)
+        stack.evaluate(lambda model, x: model(x), x)
+        stack.clip(1e-6)
+        before = {name: p.detach().clone() for name, p in stack.params.items()}
+        stack.step()
+        assert all((p - before[name]).abs().max() < 1e-5 for name, p in stack.params.items())
+
+
+@IN_TURN
+def test_spectral_norm_holds_its_own_memory():
+    def build():
+        model = MLP()
+        model.a = torch.nn.utils.spectral_norm(model.a)
+        return model
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*holds its memory")
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        Stack(build, 2)
 
 
 class Decaying(MLP):

@@ -74,7 +74,8 @@ def _keep_tensor(tensor):
         return None
     try:
         kept = tensor.detach().clone()
-        grad = tensor.grad.clone() if tensor.is_leaf and tensor.grad is not None else None
+        grad = tensor.grad if tensor.is_leaf else None
+        kept_grad = None if grad is None else grad.clone()
     except RuntimeError:  # what a `vmap` that has ended left in an attribute: it is made anew at every call
         return None
 
@@ -83,8 +84,10 @@ def _keep_tensor(tensor):
             tensor.data = kept.clone()
         elif not torch.equal(tensor, kept):
             tensor.data.copy_(kept)
-        if tensor.requires_grad:
-            tensor.grad = None if grad is None else grad.clone()
+        if tensor.requires_grad and tensor.grad is not grad:  # the same object, which may be a part of another one's
+            tensor.grad = grad
+        if grad is not None and not torch.equal(grad, kept_grad):
+            grad.data.copy_(kept_grad)
 
     return restore
 

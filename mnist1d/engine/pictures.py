@@ -30,6 +30,7 @@ from mnist1d.engine.inspection import (
     list_functions,
     list_held,
     list_methods,
+    list_names,
     list_own_kinds,
     may_change,
     read_cells,
@@ -227,6 +228,20 @@ def list_watched(module):
         *(functools.partial(_freeze, v) for v in held if is_plain_value(v, tensors=True)),
         *(functools.partial(_freeze if changes(kind) else _list_parts, kind) for kind in kinds),
     ]
+
+
+def freeze_reads(module):
+    """What the methods of a module's classes, but for what makes an object, and what it holds read outside of it."""
+    own = [part for part in module.modules() if is_own_code(part)]
+    attributes = [value for part in own for value in list_attributes(part)]
+    seen, found = {}, []
+    for kind in dict.fromkeys(kind for part in own for kind in list_own_kinds(type(part))):
+        functions = list_functions(kind)
+        names = {name for f in functions for name in list_names(f.__code__)}
+        read = [v for name, v in vars(kind).items() if name in names and not isinstance(v, FUNCTIONS)]
+        found += [_freeze(v, seen) for v in [*read, *(v for f in functions for v in read_names(f))]]
+    held = [v for v in attributes if is_plain_value(v, tensors=True) or isinstance(unwrap(v), types.FunctionType)]
+    return [*found, *(_freeze(v, seen) for v in held)]
 
 
 def freeze_module(module, watched=(), seen=None):

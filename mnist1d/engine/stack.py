@@ -65,6 +65,7 @@ from mnist1d.engine.pictures import (
     freeze_function,
     freeze_held,
     freeze_module,
+    freeze_reads,
     freeze_tensors,
     identify,
     list_unshared,
@@ -93,7 +94,7 @@ REMEMBERS = (
     "what it counts is that of all seeds together"
 )
 UNSEEN = "the loss reads an iterator, or what is too large to be looked at, such as an array of more than 4 MB"
-STRANGE = "the loss or a forward pass reads trained tensors that are not the model's own"
+STRANGE = "the loss or a forward pass reads tensors that require a gradient and are not the model's own"
 BUILT = "building one model changes what the others read"
 DIFFERENT = "computed together, the models give other numbers than one by one"
 ATTEMPTS = 3  # Python's generators belong to all threads: another one may draw too, but not every time
@@ -103,7 +104,9 @@ _OWNERS = weakref.WeakValueDictionary()  # the stack that trains a parameter, by
 
 
 def _list_trained(module):
-    return [(n, p) for n, p in module.named_parameters() if p.requires_grad and p.layout == torch.strided]
+    parts = [(name, part) for name, part in module.named_modules() if not part._forward_pre_hooks]  # of spectral norm
+    named = [(f"{name}.{n}".lstrip("."), p) for name, part in parts for n, p in part.named_parameters(recurse=False)]
+    return [(name, p) for name, p in named if p.requires_grad and p.layout == torch.strided]
 
 
 def _list_alive(memory):
@@ -240,7 +243,7 @@ class Stack:
             raise ValueError(f"state={type(state).__name__}: must be a dict of name to tensor")
         self.loss, self.objective = loss, objective
         self.modules, self._rng, self._python_rng = [], [], []
-        watched, pictures = [], []  # of what the models read outside, when one was built and when all were
+        pictures = []  # of what the models read outside, when one was built and when all were
         with keep_random_state():
             for i, seed in enumerate(self.seeds):
                 set_seed(seed)
@@ -266,9 +269,8 @@ class Stack:
                 self._python_rng.append(get_python_random())
                 if i in (0, len(self.seeds) - 1) and len(self.seeds) > 1:
                     set_seed(0)  # for what reads a global generator
-                    watched = watched if i else list_watched(module)
                     looks = range(1 if i else 2)  # what is too large to be looked at differs from itself
-                    pictures += [(self._get_loss_state(), [freeze() for freeze in watched]) for _ in looks]
+                    pictures += [(self._get_loss_state(), freeze_reads(self.modules[0])) for _ in looks]
         self._check_modules()
         trained = [p for module in self.modules for p in module.parameters() if p.requires_grad]
         if len(set(map(id, trained))) < len(trained):
@@ -487,7 +489,8 @@ class Stack:
         """Without recordings and comparisons, which whoever reads it makes anew."""
         without = {"_recordings": {}, "_evaluates_together": {}, "_evaluated": (None, 0), "_batch": None,
                    "_losses": None, "_since_check": 0, "_seen": None, "_handed_out": {}, "_watched": [], "_dicts": [],
-                   "_copies": [], "_places": [], "_versions": [], "_memory": [], "_held": ()}  # fmt: skip
+                   "_copies": [], "_places": [], "_versions": [], "_memory": [], "_held": (),
+                   "_leaves": []}  # fmt: skip
         return {**self.__dict__, **without}
 
     def __setstate__(self, state):
@@ -704,7 +707,7 @@ class Stack:
         else:
             losses, after = self._call(self.compute_loss, params, self.buffers, *batch)
         if self._looks_at_leaves:
-            self._look_at_leaves(losses, trained.values())
+            self._look_at_leaves(losses, [*trained.values(), *self._template.parameters()])
             if self._is_strange:
                 raise RefusedError(STRANGE)
         grads = torch.autograd.grad(losses, list(trained.values()), torch.ones_like(losses), allow_unused=True)
