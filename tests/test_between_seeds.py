@@ -13,20 +13,13 @@ from torch.nn import functional as F
 from mnist1d.comparison import compare
 from mnist1d.engine import Stack
 from mnist1d.training import train
-from zoo import run_plainly
+from zoo import draw_small_data, run_plainly
 
 IN_TURN = pytest.mark.filterwarnings("ignore:.*one seed after the other")
 NOW = {}  # the model that was built last, and what else `build` leaves behind
 
 
-def draw_data():
-    g = np.random.default_rng(0)
-    x = g.normal(size=(160, 16)).astype("float32")
-    y = (x @ g.normal(size=(16, 4))).argmax(1)
-    return {"x": x[:120], "y": y[:120], "x_test": x[120:], "y_test": y[120:]}
-
-
-DATA = draw_data()
+DATA = draw_small_data()
 
 
 class MLP(nn.Module):

@@ -21,7 +21,7 @@ from mnist1d.engine.replay import RefusedError, _Reads
 from mnist1d.engine.stack import _OWNERS
 from mnist1d.training import evaluate, fit, train
 from mnist1d.utils import set_seed
-from zoo import run_plainly
+from zoo import draw_small_data, run_plainly
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(one seed after the other|not replayed|training begins anew)")
 
@@ -34,14 +34,7 @@ VIEW = types.MappingProxyType(TABLE)
 MODEL = None
 
 
-def draw_data():
-    g = np.random.default_rng(0)
-    x = g.normal(size=(160, 16)).astype("float32")
-    y = (x @ g.normal(size=(16, 4))).argmax(1)
-    return {"x": x[:120], "y": y[:120], "x_test": x[120:], "y_test": y[120:]}
-
-
-DATA = draw_data()
+DATA = draw_small_data()
 
 
 class MLP(nn.Module):

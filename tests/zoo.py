@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -465,6 +466,14 @@ OPTIMIZERS = {
     "LBFGS": lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=3),
     "norm-scaled": NormScaled,
 }
+
+
+def draw_small_data():
+    """160 examples of 16 numbers and four classes, of which 40 are to test."""
+    g = np.random.default_rng(0)
+    x = g.normal(size=(160, 16)).astype("float32")
+    y = (x @ g.normal(size=(16, 4))).argmax(1)
+    return {"x": x[:120], "y": y[:120], "x_test": x[120:], "y_test": y[120:]}
 
 
 def run_plainly(build, seeds, data, steps, loss=F.cross_entropy, schedule=None, optimizer=None):
