@@ -137,6 +137,16 @@ def test_results_that_rest_on_a_confirmation_are_counted(checkout):
     )
 
 
+def test_a_claim_that_no_seed_can_change_is_not_counted_among_second_seeds():
+    measured = {name: [{"kind": kind}] for name, kind in (("bench.human", "band"), ("dataset.frozen", "exact"))}
+    claims = [
+        {"id": i, "verdict": "reproduced", "measured": m}
+        for i, m in (measured | {"bench.cnn": [{"kind": "band"}]}).items()
+    ]
+    r = {"benchmarks": {"code": "a", "claims": claims}}
+    assert [c["id"] for c in report.list_current(r, r)["benchmarks"]["claims"]] == ["bench.cnn"]
+
+
 def test_second_seeds_stand_beside_the_first(checkout, capsys):
     write(checkout / "build" / "replicate", -1.0, seed_offset=1000)
     assert report.main([], checkout) == 0

@@ -177,12 +177,12 @@ def count_verdicts(results, replication, stale=()):
 
 
 def list_current(replication, results):
-    """The second runs that are of the code of the first ones, without claims of facts, which have no seeds."""
+    """The second runs that are of the code of the first ones, without claims that no seed can change."""
     current = {}
     for slug, r in replication.items():
         if slug in results and is_again(results[slug], r):
             claims = [c for c in r["claims"] if any(m["kind"] != "exact" for m in c["measured"])]
-            current[slug] = {**r, "claims": claims}
+            current[slug] = {**r, "claims": [c for c in claims if CLAIMS[c["id"]].n]}
     return current
 
 
