@@ -34,6 +34,7 @@ from mnist1d.engine.stack import BUILT
 from mnist1d.engine.workers import (
     OtherCodeError,
     end_older_workers,
+    has_global_hooks,
     is_in_task,
     keep_workers,
     list_place,
@@ -280,7 +281,10 @@ def check_labels(stack, x, y, split=""):
     loss = getattr(stack.loss, "func", stack.loss)  # of a partial
     if loss is not F.cross_entropy and type(loss) is not torch.nn.CrossEntropyLoss:
         return
-    out, name = stack.evaluate(_answer, x[:, :500]), "y" + split  # as many as in evaluations
+    try:
+        out, name = stack.evaluate(_answer, x[:, :500]), "y" + split  # as many as in evaluations
+    except RuntimeError:  # of a forward pass that differentiates, say; if it is no good, the first step says so
+        return
     if not _is_logits(out) or y.is_complex():
         return
     shape, is_float = list(y.shape[1:]), y.is_floating_point()
@@ -471,12 +475,8 @@ def fit(
             continue
         if clip is not None:
             stack.clip(clip)
-        seen = stack.optimizers.freeze() if step == 0 and len(seeds) > 1 else []
         stack.step(factor)
-        if seen and seen != stack.optimizers.freeze():
-            warnings.warn(
-                "the optimiser counts or remembers in its class or a global: one seed after the other", stacklevel=4
-            )
+        if stack.remembers and len(seeds) > 1:
             bar.close()
             return fit_in_turn()
         step += 1
@@ -639,7 +639,7 @@ def sweep(
     Numbers, texts, paths, arrays and tensors of up to a million numbers that were set in a module of one's own since it
     was imported, or in a class or a plain object of it, are set in the workers too, and so are the working folder and
     the environment. Where a worker would have other functions than this process, because the module was edited or a
-    function put in the place of another, the call runs here, with a warning.
+    function put in the place of another, one of torch's too, the call runs here, with a warning.
     In a call numbers below 1e-38 count as 0 (denormal numbers, with which a CPU is 100 times slower).
     """
     if not isinstance(variants, Mapping):
@@ -659,6 +659,9 @@ def sweep(
     tasks = [(name, seeds[i : i + chunk]) for name in variants for i in range(0, len(seeds), chunk)]
     nested = is_in_task()  # its workers are all busy
     jobs = 1 if nested else min(get_jobs(), len(tasks))
+    if jobs > 1 and has_global_hooks():
+        jobs = 1
+        warnings.warn(f"{desc}: runs in this process alone, as hooks of all modules do not reach others", stacklevel=2)
     dtype, place = torch.get_default_dtype(), list_place()
     settings, code = list_settings([run, variants] if jobs > 1 else [])
     end_older_workers(code)

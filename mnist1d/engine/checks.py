@@ -21,10 +21,12 @@ from mnist1d.engine.inspection import (
     FUNCTIONS,
     INTERNAL,
     SIMPLE,
+    is_library,
     is_own_code,
     is_plain_value,
     list_attributes,
     list_held,
+    list_hooks,
     read_cells,
 )
 from mnist1d.engine.keeping import read_bytes
@@ -40,6 +42,9 @@ MAY_FAIL = {
     "lu_factor", "matrix_power", "matrix_rank", "pinv", "pinverse", "qr", "slogdet", "solve", "svd", "svdvals",
     "tensorinv", "tensorsolve",
 }  # fmt: skip
+
+# Of a class, what tells nothing of its passes.
+DESCRIBES = {"__init__", "__module__", "__doc__", "__dict__", "__weakref__", "__firstlineno__", "__annotations__"}
 
 # Largest difference between two ways to compute a number, relative to the largest number of its kind in a model.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
@@ -163,10 +168,15 @@ def hold_alike(module, other):
         if isinstance(a, nn.Module):
             if id(a) not in registered and not are_all_alike(a.state_dict().values(), b.state_dict().values(), depth):
                 return False
-            parts = zip(a.modules(), b.modules(), strict=False)
-            return all(are_all_alike(*map(list_own, pair), depth) for pair in parts)
+            parts = list(zip(a.modules(), b.modules(), strict=False))
+            kinds = {(type(p), type(q)) for p, q in parts}
+            is_same = all(are_all_alike(*map(list_own, pair), depth) for pair in parts)
+            return is_same and all(are_alike(p, q, depth - 1) for p, q in kinds)
         if isinstance(a, type):
-            return a.__qualname__ == b.__qualname__
+            if a.__qualname__ != b.__qualname__ or len(a.__mro__) != len(b.__mro__):
+                return False
+            made = [pair for pair in zip(a.__mro__, b.__mro__, strict=True) if pair[0] is not pair[1]]
+            return all(is_library(p) or are_all_alike(list_code(p), list_code(q), depth) for p, q in made)
         if isinstance(a, np.ndarray):
             if (a.shape, a.dtype) != (b.shape, b.dtype) or not a.dtype.hasobject:
                 return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
@@ -203,6 +213,10 @@ def hold_alike(module, other):
 
     def list_own(part):
         return [value for name, value in vars(part).items() if name not in INTERNAL]
+
+    def list_code(kind):  # of a class that a function makes anew for every model
+        held = [v for name, v in vars(kind).items() if name not in DESCRIBES]
+        return [getattr(v, "__func__", None) or getattr(v, "fget", None) or v for v in held]
 
     def are_all_alike(all_a, all_b, depth):
         pairs = list(zip(all_a, all_b, strict=False))
@@ -275,11 +289,8 @@ def has_hooks(module):
 
 def has_forward_hooks(module):
     """Whether somebody's hooks, none of torch's own, wait for forward passes, of these modules or of all."""
-    places = [d for part in module.modules() for d in (part._forward_hooks, part._forward_pre_hooks)]
-    places += [nn.modules.module._global_forward_hooks, nn.modules.module._global_forward_pre_hooks]
-    hooks = [hook for place in places for hook in place.values()]
-    owners = [getattr(h, "__module__", None) or type(h).__module__ for h in hooks]
-    return any(owner.partition(".")[0] != "torch" for owner in owners)
+    of_all = nn.modules.module._global_forward_hooks, nn.modules.module._global_forward_pre_hooks
+    return any(of_all) or any(map(list_hooks, module.modules()))
 
 
 class Finder(TorchFunctionMode):

@@ -20,7 +20,7 @@ from torch import nn
 
 __all__ = [
     "catches_errors", "is_filled", "is_library", "is_own_code", "is_plain_value", "list_attributes", "list_class",
-    "list_functions", "list_global_names", "list_globals", "list_held", "list_helpers", "list_methods",
+    "list_functions", "list_global_names", "list_globals", "list_held", "list_helpers", "list_hooks", "list_methods",
     "list_modules", "list_names", "list_own_kinds", "list_slots", "list_variables", "may_change", "names_autograd",
     "read_cells", "read_names", "reads_iterator", "unwrap",
 ]  # fmt: skip
@@ -109,6 +109,13 @@ def is_own_code(part):
 def list_attributes(part):
     """What a module holds besides its parameters, buffers, parts and hooks."""
     return [value for name, value in vars(part).items() if name not in INTERNAL]
+
+
+def list_hooks(part):
+    """Somebody's hooks, none of torch's own, that wait for forward passes of a module."""
+    hooks = [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
+    owners = [getattr(hook, "__module__", None) or type(hook).__module__ for hook in hooks]
+    return [hook for hook, owner in zip(hooks, owners, strict=True) if owner.partition(".")[0] != "torch"]
 
 
 def list_held(value):

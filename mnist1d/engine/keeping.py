@@ -28,6 +28,7 @@ from mnist1d.engine.inspection import (
     list_global_names,
     list_held,
     list_helpers,
+    list_hooks,
     list_methods,
     list_modules,
     list_names,
@@ -195,6 +196,10 @@ def _keep_modules(modules, seen, depth=8, buffers=False):
     for part in parts if buffers else ():
         held += [*part._buffers.values(), *(p for p in part._parameters.values() if p is not None)]
     contents = _keep_contents(held, seen, depth)
+    for hook in [h for part in parts for h in list_hooks(part)]:
+        if id(hook) not in seen and getattr(hook, "__self__", None) not in parts:
+            seen[id(hook)] = hook
+            contents.append(remember_function(hook, seen=seen))
 
     def restore():
         for part, values, own in saved:
@@ -218,10 +223,10 @@ def keep_attributes(modules):
         restore()
 
 
-def remember_function(function, classes=False):
+def remember_function(function, classes=False, seen=None):
     """What gives back what a loss or a schedule counts or remembers: in attributes, modules, what its helpers read.
 
-    With `classes` also what the functions of the classes read that it is or names.
+    With `classes` also what the functions of the classes read that it is or names; what `seen` holds is left out.
     """
     modules = list_modules(function)
     held = []
@@ -252,7 +257,7 @@ def remember_function(function, classes=False):
     own = [(k, name, v) for k in kinds for name, v in vars(k).items() if name[:2] != "__" and not callable(v)]
     places += own
     held += [value for *_, value in own]
-    contents = _keep_contents([*modules, *held], {})
+    contents = _keep_contents([*modules, *held], {} if seen is None else seen)
 
     def restore():
         for cell, value in cells:

@@ -1,16 +1,20 @@
 """The optimisers of a stack: one for all models where a step treats every number by itself, else one each."""
 
 import copy
+import functools
 import itertools
 import numbers
 import sys
+import time
+import types
 import weakref
+from collections import Counter
 
 import numpy as np
 import torch
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from mnist1d.engine.inspection import is_library
+from mnist1d.engine.inspection import FUNCTIONS, SIMPLE, is_filled, is_library
 from mnist1d.engine.pictures import freeze_function
 
 __all__ = ["Optimizers"]
@@ -20,6 +24,9 @@ ELEMENTWISE = {
     getattr(torch.optim, name)
     for name in ["SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adadelta", "Adagrad", "RMSprop", "Rprop", "ASGD"]
 }
+
+
+SLOWLY = 2e-4  # seconds, beyond which what optimisers share is not looked at in every step
 
 
 def _is_number(value):
@@ -36,6 +43,26 @@ def _is_unhooked(optimizer):
     of_all = _global_optimizer_pre_hooks, _global_optimizer_post_hooks
     hooks = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
     return not (any((*of_all, *hooks)) or "step" in vars(optimizer))
+
+
+def _list_hooks(optimizer):
+    hooks = [getattr(optimizer, f"_optimizer_step_{when}_hooks", {}).values() for when in ("pre", "post")]
+    return list(itertools.chain(*hooks))
+
+
+def _list_held(optimizer):
+    """What an optimiser's hooks enclose and are bound to, its attributes and the tensors among its options."""
+    held = [v for v in vars(optimizer).values() if not isinstance(v, types.FunctionType)]
+    for hook in _list_hooks(optimizer):
+        while isinstance(hook, (functools.partial, types.MethodType)):
+            is_partial = isinstance(hook, functools.partial)
+            held += [*hook.args, *hook.keywords.values()] if is_partial else [hook.__self__]
+            hook = hook.func if is_partial else hook.__func__
+        held += [hook, *(vars(hook).values() if not is_library(type(hook)) else ())]
+        cells = [cell for cell in getattr(hook, "__closure__", None) or () if is_filled(cell)]
+        held += [*cells, *(cell.cell_contents for cell in cells)]
+    held += [v for group in optimizer.param_groups for v in group.values() if isinstance(v, torch.Tensor)]
+    return {id(v): v for v in held if not isinstance(v, (*SIMPLE, *FUNCTIONS, torch.optim.Optimizer))}
 
 
 class Optimizers:
@@ -75,6 +102,7 @@ class Optimizers:
             with random_of(i):
                 each.append(self._build(i))
         self._each = each  # for when a shared one is split
+        self._n_steps, self._looks_rarely = 0, False
         alone = [_count_holders(opt) for opt in [torch.optim.SGD([torch.zeros(1)])]]  # of what nobody else holds
         is_held = any([_count_holders(opt)] != alone for opt in each)  # by who made them, to change state or options
         self._shared = self._can_share(each) and not np.ndim(learning_rate) and not is_held
@@ -113,12 +141,31 @@ class Optimizers:
         return all(type(opt).__module__.startswith("torch.optim") and _is_unhooked(opt) for opt in self._optimizers)
 
     def freeze(self):
-        """What classes and hooks of one's own, which all models share, hold and read."""
+        """What classes and hooks of one's own, which all models share, hold and read, and what several hold."""
+        start = time.perf_counter()
         own = [kind for opt in self._optimizers for kind in type(opt).__mro__ if not is_library(kind)]
-        for opt in self._optimizers:
-            hooks = [getattr(opt, f"_optimizer_step_{when}_hooks", {}).values() for when in ("pre", "post")]
-            own += [hook for hook in itertools.chain(*hooks) if not getattr(hook, "__closure__", None)]
-        return [freeze_function(code) for code in dict.fromkeys(own)]
+        own += [h for opt in self._optimizers for h in _list_hooks(opt) if not getattr(h, "__closure__", None)]
+        held = list(map(_list_held, self._optimizers))
+        n_holders = Counter(itertools.chain(*held))
+        shared = {key: v for values in held for key, v in values.items() if n_holders[key] > 1}.values()
+        values = [v.cell_contents if isinstance(v, types.CellType) else v for v in shared]
+        pictures = [freeze_function(value) for value in [*dict.fromkeys(own), *values]]
+        self._looks_rarely = time.perf_counter() - start > SLOWLY
+        return pictures
+
+    def is_to_look_at(self):
+        """Whether what they may share is to be looked at in this step: in every one, unless that takes its time."""
+        n = self._n_steps = self._n_steps + 1
+        return not self.are_of_torch and (not self._looks_rarely or n <= 8 or not n & (n - 1))
+
+    @property
+    def lack(self):
+        """What is not in their `state_dict`, as text: hooks, say a scheduler's, and attributes of one's own."""
+        own = [opt for opt in self._optimizers if not is_library(type(opt))]
+        bare = vars(torch.optim.SGD([torch.zeros(1)])).keys()
+        has_own = any(vars(opt).keys() - bare for opt in own)
+        has_hooks = not all(map(_is_unhooked, self._optimizers))
+        return " and ".join(["hooks"] * has_hooks + ["attributes of its own"] * has_own)
 
     @property
     def have_schedulers(self):
@@ -145,7 +192,8 @@ class Optimizers:
             return opt
         rate, momentum, weight_decay = 1e-2 if rate is None else rate, momentum or 0.0, weight_decay or 0.0
         are_sparse = any(getattr(part, "sparse", False) is True for part in self._modules[i].modules())
-        fused = (all(p.is_floating_point() for p in params) and not are_sparse) or None
+        # In half precision torch's fused SGD leaves most of a parameter as it was.
+        fused = (all(p.dtype in (torch.float32, torch.float64) for p in params) and not are_sparse) or None
         if optimizer == "sgd":
             return torch.optim.SGD(params, lr=rate, momentum=momentum, weight_decay=weight_decay, fused=fused)
         return torch.optim.Adam(params, lr=rate, weight_decay=weight_decay, fused=fused)

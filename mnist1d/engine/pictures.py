@@ -40,8 +40,8 @@ from mnist1d.engine.inspection import (
 from mnist1d.engine.keeping import read_bytes
 
 __all__ = [
-    "freeze_function", "freeze_held", "freeze_module", "freeze_tensors", "identify", "list_unshared",
-    "list_watched",
+    "freeze_function", "freeze_held", "freeze_module", "freeze_reads", "freeze_tensors", "identify", "list_unshared",
+    "list_watched", "mark_values",
 ]  # fmt: skip
 
 VIEWS = types.MappingProxyType, *map(type, ({}.keys(), {}.values(), {}.items()))  # of a dict
@@ -196,6 +196,11 @@ def _mark(tensor):
         return id(tensor)
 
 
+def mark_values(tensor):
+    """The same, with what the tensor begins with: numpy may share its memory."""
+    return _mark(tensor), _read_values(tensor)
+
+
 def _read_values(tensor):
     """The first thousand numbers of a tensor, for its `data` may change without a version; None where it cannot be."""
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or is_lazy(tensor):
@@ -206,10 +211,11 @@ def _read_values(tensor):
         return None
 
 
-def list_watched(module):
+def list_watched(module, shared_with=None):
     """Functions that give what the forward passes of a module of one's own read and a recording would not see change.
 
-    These are globals, and the plain objects, a configuration say, that its parts hold.
+    These are globals, and the plain objects, a configuration say, that its parts hold; with `shared_with`, other
+    modules, only those that these hold too.
     """
     own = [part for part in module.modules() if is_own_code(part)]
     kinds = {kind for part in own for kind in list_own_kinds(type(part))}
@@ -223,6 +229,9 @@ def list_watched(module):
 
     functions = {f for f in map(unwrap, attributes) if isinstance(f, types.FunctionType)}
     held = [v for v in attributes if not isinstance(v, (*SIMPLE, *FUNCTIONS, *BOUND))]
+    if shared_with is not None:
+        others = {id(v) for m in shared_with for part in m.modules() for v in list_attributes(part)}
+        held = [v for v in held if id(v) in others]
     return [
         *(functools.partial(_freeze, f) for f in functions if reads(f)),
         *(functools.partial(_freeze, v) for v in held if is_plain_value(v, tensors=True)),

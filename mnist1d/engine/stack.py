@@ -70,6 +70,7 @@ from mnist1d.engine.pictures import (
     identify,
     list_unshared,
     list_watched,
+    mark_values,
 )
 from mnist1d.engine.replay import RefusedError, Replay, check_reads
 from mnist1d.transform import list_seeds
@@ -92,6 +93,14 @@ SINGLE = torch.float32, torch.float16, torch.bfloat16
 REMEMBERS = (
     "the loss counts or remembers in Python: in `train` it begins anew for every seed, in a loop of one's own "
     "what it counts is that of all seeds together"
+)
+MODELS_REMEMBER = (
+    "what the models share, a class or a global, counts or remembers: `train` goes on one seed after the other, in a "
+    "loop of one's own it is that of all models together"
+)
+OPTIMIZERS_REMEMBER = (
+    "the optimiser counts or remembers in its class, a global or what several share: `train` goes on one seed after "
+    "the other, in a loop of one's own it is that of all models together"
 )
 UNSEEN = "the loss reads an iterator, or what is too large to be looked at, such as an array of more than 4 MB"
 STRANGE = "the loss or a forward pass reads tensors that require a gradient and are not the model's own"
@@ -131,6 +140,10 @@ def _have_same_zeros(ours, plain):
 
 def _differ(a, b):
     return not torch.equal(a, b)
+
+
+def _has_extra_state(part):
+    return type(part).get_extra_state is not nn.Module.get_extra_state
 
 
 def _has_padding(module):
@@ -302,12 +315,13 @@ class Stack:
         self.check_next, self.reuse_grads = False, False
         self._flags = {name: p.requires_grad for name, p in self.params.items()}  # as the modules have them
         self._writes_batch = False
-        self._watched = []
+        self._watched, self._shares = [], None
         self._has_own_modes = any(map(_has_own_modes, self.modules[0].modules()))  # LoRA merges its weights there
         self._replay = os.environ.get("MNIST1D_REPLAY", "1") != "0" if replay is None else replay
         self._recordings, self._since_check, self._outside, self._inside = {}, 0, None, None
         self._losses, self._seen, self._handed_out = None, None, {}
-        self._dicts, self._copies, self._places, self._versions = [], [], [], []  # of the models, as they were stacked
+        self._dicts, self._copies, self._places = [], [], []  # of the models, as they were stacked
+        self._held_tensors, self._versions = [], []
         self._since_plain = self._steps = 0  # since the last comparison with the plain way, and in all
         self._gaps, self._gap, self._widest, self._has_changed = random.Random(0), 1, 8, False
         self._is_told, self._looks_rarely, self._turns = False, False, 0  # that the loss is that of all
@@ -444,17 +458,34 @@ class Stack:
                 self.modules[i].get_submodule(owner)._buffers[leaf] = own[i]
 
     def state_dict(self):
-        """All that decides how training goes on, copied: models, optimiser, generators. For a checkpoint."""
+        """What decides how training goes on, copied: models, optimiser, generators. For a checkpoint.
+
+        As with torch's own, what hooks, a scheduler among them, and an optimiser's attributes hold is not in it.
+        """
+        self._warn_of_lack("state_dict")
         return {
             "params": {name: t.detach().clone() for name, t in self.params.items()},
             "buffers": {name: t.clone() for name, t in self.buffers.items()},
             "late_buffers": [  # that began as None
                 {n: t.clone() for n, t in module.named_buffers() if n not in self.buffers} for module in self.modules
             ],
+            "extra": [
+                {
+                    name: copy.deepcopy(part.get_extra_state())
+                    for name, part in module.named_modules()
+                    if _has_extra_state(part)
+                }
+                for module in self.modules
+            ],
             "optimizers": self.optimizers.state_dict(),
             "random": [state.clone() for state in self._rng],
             "python_random": list(self._python_rng),
         }
+
+    def _warn_of_lack(self, what):
+        if lack := self.optimizers.lack:
+            rule = "which it does not hold: training would go on otherwise"
+            warnings.warn(f"{what}: the optimiser has {lack}, {rule}", stacklevel=3)
 
     def load_state_dict(self, state):
         """Go on where :meth:`state_dict` was taken, with the same arguments on the same kind of processor."""
@@ -463,6 +494,9 @@ class Stack:
             for name, buffer in late.items():
                 owner, _, leaf = name.rpartition(".")
                 module.get_submodule(owner)._buffers[leaf] = buffer.clone()
+        for module, extra in zip(self.modules, copy.deepcopy(state.get("extra", [{}] * len(self))), strict=True):
+            for name, value in extra.items():
+                module.get_submodule(name).set_extra_state(value)
         self.optimizers.load_state_dict(state["optimizers"])
         self._rng[:] = [s.clone() for s in state["random"]]
         self._python_rng[:] = state["python_random"]
@@ -486,11 +520,15 @@ class Stack:
         self._shared = []
 
     def __getstate__(self):
+        self._warn_of_lack("a copy")
+        return self._list_state()
+
+    def _list_state(self):
         """Without recordings and comparisons, which whoever reads it makes anew."""
         without = {"_recordings": {}, "_evaluates_together": {}, "_evaluated": (None, 0), "_batch": None,
-                   "_losses": None, "_since_check": 0, "_seen": None, "_handed_out": {}, "_watched": [], "_dicts": [],
-                   "_copies": [], "_places": [], "_versions": [], "_memory": [], "_held": (),
-                   "_leaves": []}  # fmt: skip
+                   "_losses": None, "_since_check": 0, "_seen": None, "_handed_out": {}, "_watched": [],
+                   "_shares": None, "_dicts": [], "_copies": [], "_places": [], "_held_tensors": [], "_versions": [],
+                   "_memory": [], "_held": (), "_leaves": []}  # fmt: skip
         return {**self.__dict__, **without}
 
     def __setstate__(self, state):
@@ -525,8 +563,13 @@ class Stack:
         grads = None if self.stacked is False else self.grads
         if self.stacked is False:  # what was put in the place of a gradient
             self._hand_out({n: g for n, g in self.grads.items() if g is not self._handed_out.get(n)})
+        looks = len(self) > 1 and not self.remembers and self.optimizers.is_to_look_at()
+        before = self.optimizers.freeze() if looks else []
         with nullcontext() if self.optimizers.are_of_torch else keep_random_state():
             self.optimizers.step(grads, factor, self._compute_again, self._losses, self._random_of)
+        if before != (self.optimizers.freeze() if looks else []):
+            self.remembers = True
+            warnings.warn(OPTIMIZERS_REMEMBER, stacklevel=2)
         if not self.optimizers.are_of_torch:
             for i in range(len(self)):
                 self._sync_parameters(i)
@@ -593,7 +636,11 @@ class Stack:
         module.zero_grad()
         with self._random_of(i):
             # A copy: what a model does to its batch in place must not reach the next one.
-            loss = self.compute_loss(module, *(t[i].clone() for t in batch))
+            own = [t[i].clone() for t in batch]
+            versions = [t._version for t in own]
+            loss = self.compute_loss(module, *own)
+            if versions != [t._version for t in own] and len({t.data_ptr() for t in batch}) < len(batch):
+                raise ValueError("batch: two of its tensors are one, which a forward pass writes on; pass a clone")
             if not isinstance(loss, torch.Tensor) or loss.ndim:
                 what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else repr(loss)
                 raise ValueError(f"loss: returned {what}; must return a scalar tensor, the mean over a batch")
@@ -645,15 +692,22 @@ class Stack:
         if len(self) == 1 or self._is_told or (self._looks_rarely and n > 8 and n & (n - 1)):
             return self._backward_plain(batch)
         start = time.perf_counter()
-        before = self._get_loss_state()
+        before = self._get_loss_state(), self._get_models_state()
         self._looks_rarely = time.perf_counter() - start > SLOWLY
-        if before != self._get_loss_state():  # a large array, say, which may always have changed
-            self._is_told = True
+        again = self._get_loss_state(), self._get_models_state()  # of a large array, say, which may always have changed
         losses = self._backward_plain(batch)
-        if not self._is_told and self._get_loss_state() != before:
-            self._is_told = self.remembers = True
-            warnings.warn(REMEMBERS, stacklevel=4)
+        after = self._get_loss_state(), self._get_models_state()
+        for was, still, now, text in zip(before, again, after, (REMEMBERS, MODELS_REMEMBER), strict=True):
+            if was == still != now and not self._is_told:
+                self._is_told = self.remembers = True
+                warnings.warn(text, stacklevel=4)
         return losses
+
+    def _get_models_state(self):
+        """What all models share and may count in, besides the loss: classes, globals, objects that several hold."""
+        if self._shares is None:
+            self._shares = list_watched(self.modules[0], shared_with=self.modules[1:])
+        return [freeze() for freeze in self._shares]
 
     def _get_loss_state(self):
         function = self.objective or self.loss
@@ -689,7 +743,7 @@ class Stack:
         """Whether the loss is plain cross-entropy of classes, and the batch holds nothing else, weights say."""
         if len(batch) != 2 or batch[1].ndim != 2 or batch[1].is_floating_point():
             return False
-        loss = self.loss
+        loss = self.loss  # hooks of it were refused
         plain = type(loss) is nn.CrossEntropyLoss and (
             loss.weight is None and loss.ignore_index == -100 and loss.reduction == "mean" and not loss.label_smoothing
         )
@@ -835,6 +889,8 @@ class Stack:
             reason, self.remembers = "it has hooks on gradients", True  # which may share what they count
         elif has_forward_hooks(module):
             reason, self.remembers = "it has hooks", True
+        elif any(has_hooks(m) or has_forward_hooks(m) for m in list_modules(function)):
+            reason, self.remembers = "the loss has hooks", True
         elif len(self) > 1 and finder.may_fail and catches_errors(module, function):
             reason = "it may catch an error of linear algebra, which among several models is that of all"
         elif not all(hold_alike(module, other) for other in self.modules[1:]):
@@ -926,12 +982,12 @@ class Stack:
         named = [item for m in self.modules for item in m.named_parameters()]
         self._places = [(p, p.data_ptr(), name) for name, p in named]
         held = [t for part in parts for t in vars(part).values() if isinstance(t, torch.Tensor) and not t.requires_grad]
-        held = [t for t in held if t.layout == torch.strided]
-        self._versions = [(t, t.data_ptr(), t._version) for t in held]
+        self._held_tensors = [t for t in held if t.layout == torch.strided]
+        self._note_versions()
 
     def _note_versions(self):
-        """An evaluation or a comparison has given tensors back what they held."""
-        self._versions = [(t, t.data_ptr(), t._version) for t, _, _ in self._versions]
+        """Also where an evaluation or a comparison has given tensors back what they held."""
+        self._versions = list(map(mark_values, self._held_tensors))
 
     def _look_at_models(self):
         """Where whoever built the models has changed one of them since, go on one by one, with what it is now."""
@@ -939,7 +995,7 @@ class Stack:
         try:
             is_same = all(map(operator.eq, self._dicts, self._copies))
             is_same &= all(p.data_ptr() == at and p.requires_grad == flags[name] for p, at, name in self._places)
-            is_same &= all(t.data_ptr() == at and t._version == version for t, at, version in self._versions)
+            is_same &= list(map(mark_values, self._held_tensors)) == self._versions
         except (RuntimeError, ValueError):  # another array or tensor in the place of one
             is_same = False
         if not is_same:
@@ -987,10 +1043,11 @@ class Stack:
         function = self.objective or self.loss
         try:
             values = {name: p.detach().clone() for name, p in self.params.items()}
-            with keep_attributes(self.modules), keep_function(function):
-                held = freeze_module(self.modules[0]), freeze_tensors(self.modules[0])
+            with keep_attributes(self.modules), keep_code(self._kinds), keep_function(function):
+                held, shared = self._get_held(), self._get_models_state()
                 losses = self._backward_plain(batch)
-                begins_to_remember = held != (freeze_module(self.modules[0]), freeze_tensors(self.modules[0]))
+                begins_to_remember = held != self._get_held()
+                self.remembers |= begins_to_remember and len(self) > 1 and shared != self._get_models_state()
             pairs = [(p, values[name]) for name, p in self.params.items()]
             if not all(have_same_numbers(p, value) for p, value in pairs):  # in a forward pass
                 self._load(values)
@@ -1001,7 +1058,7 @@ class Stack:
             names, after = [n for n in self.params if self.grads[n] is not None], self._save_inner()
             self._restore_inner(before)
             self._python_rng[:] = python
-            with keep_attributes([self._template]), keep_function(function):
+            with keep_attributes([self._template]), keep_code(self._kinds), keep_function(function):
                 together = self._run_on_copy(batch)
             same = self._used == names and self._agree(together, plain, self.buffers, after[0])
             same &= all(torch.equal(a, b) for a, b in zip(self._rng, after[1], strict=True))
@@ -1009,7 +1066,7 @@ class Stack:
             if not same and self._used == names:
                 nearly = self._agree(together, plain, self.buffers, after[0], LEAST)
                 self._restore_inner(before)
-                with keep_function(function):
+                with keep_code(self._kinds), keep_function(function):
                     fresh = [copy_module(m) for m in self.modules]
                     same = self._agree_in_double(batch, fresh, together, plain, LEAST, otherwise=nearly)
             self._doubts = self._doubts + 1 if self._put_off else 0
@@ -1025,9 +1082,13 @@ class Stack:
             self._widest = min(2 * self._widest, LONGEST)
         return same
 
+    def _get_held(self):
+        return freeze_module(self.modules[0]), freeze_tensors(self.modules[0])
+
     def _make_twin(self, modules):
         """A stack of other modules with the same random states."""
-        twin = copy.copy(self)
+        twin = Stack.__new__(Stack)
+        twin.__setstate__(self._list_state())
         twin._rng = [state.clone() for state in self._rng]
         twin._draws = None if self._draws is None else Draws(twin._rng)
         twin._python_rng, twin._flags, twin.modules = list(self._python_rng), dict(self._flags), modules
@@ -1351,6 +1412,10 @@ class Stack:
             keep = keep_function(self.objective or self.loss) if is_loss else nullcontext()
             with keep_attributes(modules), keep_code(self._kinds), keep:
                 return self._evaluate(function, batch, saved)
+        except RuntimeError as error:
+            if "does not require grad" in str(error):
+                error.add_note("evaluated under torch.no_grad(): a forward pass that differentiates sets enable_grad()")
+            raise
         finally:
             has_drawn = python != self._python_rng or any(map(_differ, self._rng, saved[1]))
             if has_drawn and clear is not None:  # what was drawn for a cache the first training step is to draw

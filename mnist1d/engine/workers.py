@@ -18,6 +18,9 @@ import torch
 from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.backend import reduction
 from threadpoolctl import threadpool_limits
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from mnist1d.engine.inspection import (
     BOUND,
@@ -37,7 +40,8 @@ from mnist1d.parts import IMPORTED, read_part, write_part
 from mnist1d.settings import KEEP_MEMORY, measure_peak_memory
 
 __all__ = [
-    "OtherCodeError", "end_older_workers", "is_in_task", "keep_workers", "list_place", "list_settings", "run_task",
+    "OtherCodeError", "end_older_workers", "has_global_hooks", "is_in_task", "keep_workers", "list_place",
+    "list_settings", "run_task",
 ]  # fmt: skip
 
 CACHED = CACHE, functools.cached_property
@@ -86,7 +90,8 @@ def list_settings(values):
     Workers import such a module anew: they would not see what was set since, and may import it from an edited file.
     """
     functions, found, seen = [], {}, set()
-    code = {("mnist1d", ""): IMPORTED}
+    patches = _list_patches() if values else {}
+    code = {("mnist1d", ""): IMPORTED} | {place: _digest_code(f) for place, f in patches.items()}
 
     def note(module, path, value):
         is_own = isinstance(value, (types.FunctionType, type, CACHE, *BOUND[:2])) and not is_library(unwrap(value))
@@ -130,6 +135,29 @@ def list_settings(values):
             functions += [f for f in given if isinstance(f, types.FunctionType)]
             functions += [f for kind in given if isinstance(kind, type) for f in list_class(kind)]
     return found, code
+
+
+def _list_patches():
+    """Functions that torch has under another name than their own, or from elsewhere: (module, path) to each."""
+    kinds = {k for m in (nn, torch.optim, torch.optim.lr_scheduler) for k in vars(m).values() if isinstance(k, type)}
+    kinds = {k for kind in (*kinds, torch.Tensor) for k in kind.__mro__ if k.__module__.partition(".")[0] == "torch"}
+    owners = [(m, m.__name__, "") for m in (torch, F, nn.init)]
+    owners += [(kind, kind.__module__, f"{kind.__qualname__}.") for kind in kinds]
+    return {
+        (module, prefix + name): value
+        for owner, module, prefix in owners
+        for name, value in list(vars(owner).items())
+        if isinstance(value, types.FunctionType)
+        and (value.__name__ != name or str(value.__module__).partition(".")[0] != "torch")
+    }
+
+
+def has_global_hooks():
+    """Whether hooks wait for the passes of all modules or the steps of all optimisers of this process."""
+    of_modules = [
+        hooks for name, hooks in vars(nn.modules.module).items() if name[:8] == "_global_" and name[-6:] == "_hooks"
+    ]
+    return any((*of_modules, _global_optimizer_pre_hooks, _global_optimizer_post_hooks))
 
 
 def _find(module, path):
