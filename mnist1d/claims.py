@@ -279,7 +279,7 @@ def confidence_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, 
     Raises
     ------
     ValueError
-        If `level` lies outside, or there is no value, or one that is no number or lies under a mask.
+        If `level` lies outside, or there is no value, or one of another type or under a mask; NaN gives NaN.
     """
     require(isinstance(level, numbers.Real) and 0 < level < 1, "level", level, "a number between 0 and 1")
     good = np.ndim(values) == 1 and len(values) > 0 and np.asarray(values).dtype.kind in "biuf"
@@ -356,6 +356,7 @@ def judge(claim_id: str, samples: ArrayLike | dict[str, ArrayLike]) -> dict:
     differ = isinstance(claim.bound, dict) and samples.keys() != claim.bound.keys()
     if differ:  # a model was added or left out: what is left is shown
         samples = {part: samples[part] for part in claim.bound if part in samples}
+    require(samples or differ, "samples", samples, "of one part or more")
     measured = []
     for part, values in samples.items():
         is_whole = not np.ma.is_masked(values) and np.asarray(values).dtype.kind in "biuf"

@@ -29,7 +29,7 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 from mnist1d.claims import confidence_interval
-from mnist1d.data import draw_validation, make_dataset
+from mnist1d.data import DEFAULTS, draw_validation, make_dataset
 from mnist1d.engine.description import describe
 from mnist1d.engine.inspection import reads_iterator
 from mnist1d.engine.keeping import keep_code, keep_function
@@ -94,8 +94,8 @@ def judge_difference(difference: ArrayLike, margin: float = 0.5, level: float = 
     ValueError
         If there are fewer than two differences, or one is no finite number.
     """
-    difference = np.asarray(difference)
-    good = difference.ndim == 1 and difference.size > 1 and difference.dtype.kind in "iuf"
+    is_whole, difference = not np.ma.is_masked(difference), np.asarray(difference)
+    good = is_whole and difference.ndim == 1 and difference.size > 1 and difference.dtype.kind in "iuf"
     require(good and np.isfinite(difference).all(), "difference", difference, "two or more finite numbers")
     check_margin(margin)
     mean, low, high = confidence_interval(difference, level)
@@ -166,6 +166,14 @@ class Comparison:
         more = f"more than {MOST_SEEDS:,}" if self.needed[arm] == MOST_SEEDS else f"about {self.needed[arm]}"
         return f"undecided: {more} new seeds would tell" if self.needed[arm] else self.answer[arm]
 
+    def _tell(self, arm, name):
+        """A chosen value in words, with its place among those tried where the words do not tell it from them."""
+        value = self.chosen[arm][name]
+        tried = list({id(t[name]): t[name] for t in self.tried.get(arm, [])}.values())
+        if len(set(map(_name, tried))) == len(tried):
+            return _name(value)
+        return f"{_name(value)}, number {1 + [id(v) for v in tried].index(id(value))} of {len(tried)}"
+
     def __repr__(self):
         return f"<Comparison, {self.name}: {', '.join(f'{arm} {self.describe(arm)}' for arm in self.accuracy)}>"
 
@@ -175,7 +183,7 @@ class Comparison:
         for arm, values in self.accuracy.items():
             mean, low, high = confidence_interval(self.difference[arm], self.level) if arm in self.answer else (0, 0, 0)
             difference = f"{mean:+.2f} ({low:+.2f} to {high:+.2f})" if arm in self.answer else ""
-            chosen = ", ".join(f"{k}={_name(v)}" for k, v in self.chosen[arm].items())
+            chosen = ", ".join(f"{k}={self._tell(arm, k)}" for k in self.chosen[arm])
             cost = f"{self.parameters[arm]:,}", f"{self.seconds[arm]:.1f}"
             center, least, _ = confidence_interval(values)
             accuracy = f"{center:.2f} ± {center - least:.2f}"
@@ -244,7 +252,7 @@ def _name(value):
     if isinstance(value, functools.partial):
         given = [*map(_name, value.args), *(f"{k}={_name(v)}" for k, v in value.keywords.items())]
         return f"{_name(value.func)}({', '.join(given)})"
-    return getattr(value, "__name__", str(value))
+    return " ".join(getattr(value, "__name__", str(value)).strip("<>").split())  # a lambda is no tag
 
 
 def _make_cache(folder):
@@ -542,15 +550,17 @@ def _list_datasets(data):
         return (", ".join(f"{k}={v}" for k, v in item.items()) or "MNIST-1D") if is_arguments else otherwise
 
     is_mapping = isinstance(data, Mapping)
+    are_arguments = any(name in data if is_mapping else hasattr(data, name) for name in DEFAULTS)
     holds_several = is_mapping and any(isinstance(v, Mapping) or hasattr(v, "__dict__") for v in data.values())
-    by_name = holds_several and not _is_dataset(data)
-    several = by_name or (isinstance(data, Iterable) and not is_mapping)
+    by_name = holds_several and not _is_dataset(data) and not are_arguments
+    several = by_name or (isinstance(data, Iterable) and not is_mapping and not are_arguments)
     if several:
         named = list(data.items()) if by_name else [(label(d, f"dataset {i}"), d) for i, d in enumerate(data, start=1)]
     else:
         named = [("MNIST-1D" if data is None else label(data, "data"), data)]
     for _, item in named:
-        require(item is None or isinstance(item, Mapping) or hasattr(item, "__dict__"), "data", data, rule)
+        good = item is None or isinstance(item, Mapping) or hasattr(item, "__dict__") or are_arguments
+        require(good, "data", data, rule)
     names = [name for name, _ in named]
     require(names and len(set(names)) == len(names), "data", names, "one dataset, or several that differ")
     datasets = {name: item if _is_dataset(item) else make_dataset(item) for name, item in named}

@@ -27,18 +27,17 @@ from mnist1d.transform import (
     check_translation,
     interpolate,
     require,
+    transform,  # mnist1d 0.0.2 has it, and four of the next, here too
+    unwrap_scalar,
 )
-from mnist1d.transform import transform as transform  # mnist1d 0.0.2 has it, and two of the next, here too
-from mnist1d.utils import ObjectView, expand, from_pickle, open_for_rename
-from mnist1d.utils import set_seed as set_seed
-from mnist1d.utils import to_pickle as to_pickle
+from mnist1d.utils import ObjectView, expand, from_pickle, open_for_rename, set_seed, to_pickle
 
 if TYPE_CHECKING:
     from torch.utils.data import TensorDataset
 
 __all__ = [
-    "get_dataset", "get_dataset_args", "get_templates", "load_human_answers", "make_dataset", "reorder", "to_torch",
-    "verify",
+    "ObjectView", "from_pickle", "get_dataset", "get_dataset_args", "get_templates", "load_human_answers",
+    "make_dataset", "reorder", "set_seed", "to_pickle", "to_torch", "transform", "verify",
 ]  # fmt: skip
 
 # Table 2 of the paper. `url` is where the frozen pickle was published; nothing is fetched from it.
@@ -205,6 +204,8 @@ def _read_template(template):
         shape = f"template[{name!r}] has shape {array.shape} and type {array.dtype}"
         if array.ndim != ndim or not array.size:
             raise ValueError(f"{shape}: must have {ndim} axes, none of them empty")
+        if name == "y" and array.dtype.kind == "O":  # texts of pandas, say
+            array = np.asarray(array.tolist())
         if array.dtype.kind not in ("biuf" if name != "y" else "biufU"):
             raise ValueError(f"{shape}: must be numbers{' or text' if name == 'y' else ''}")
         if name != "y" or array.dtype.kind == "f":
@@ -228,7 +229,9 @@ def _check(args, template):
 
     def check_float(name, high, rule):
         value = args[name]
-        value = value.item() if isinstance(value, np.generic | np.ndarray) and not value.ndim else value
+        if isinstance(value, (np.float16, np.float32)):  # the decimal that was meant: 0.7, not 0.69999999
+            value = float(str(value))
+        value = unwrap_scalar(value)
         check(name, isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 <= value <= high, rule)
         args[name] = float(value)
 
@@ -246,6 +249,7 @@ def _check(args, template):
     for name in ("train_split", "label_noise", "validation_split"):
         check_float(name, 1, "a fraction from 0 to 1")
     for name in ("shuffle_seq", "factors"):
+        args[name] = unwrap_scalar(args[name])
         check(name, isinstance(args[name], (numbers.Integral, np.bool_)) and args[name] in (0, 1), "True or False")
         args[name] = bool(args[name])
     rule = f"a fraction that leaves training samples, of {n} none is left"
@@ -448,6 +452,8 @@ def draw_validation(y, fraction, rng, name="validation_split"):
         is_val[rng.choice(members, round(fraction * len(members)), replace=False)] = True
     rule = f"a fraction that sets some samples aside and leaves some, of {len(y)} it sets {is_val.sum()} aside"
     require(0 < is_val.sum() < len(y), name, fraction, rule)
+    if lacking := sorted(set(np.unique(y).tolist()) - set(np.unique(y[is_val]).tolist())):
+        warnings.warn(f"{name}={fraction}: sets no sample of the classes {lacking} aside", stacklevel=4)
     return is_val
 
 
@@ -614,8 +620,12 @@ def reorder(data: Mapping[str, Any], order: Sequence[int]) -> dict[str, Any]:
         If `order` does not name every position once, `data` is no such dict, or its signals differ in length.
     """
     _check_data(data)
+    try:
+        order = np.asarray(order)
+    except ValueError as error:
+        raise ValueError(f"order={order!r}: must name each position once ({error})") from None
     signals = [name + suffix for name in ("x", "clean") for suffix in ("", "_val", "_test") if name + suffix in data]
-    order, shape = np.asarray(order), np.shape(data["x"])[1:2]
+    shape = np.shape(data["x"])[1:2]
     for name in signals:
         good = shape and np.shape(data[name])[1:2] == shape and not np.ma.is_masked(data[name])
         require(good, f"shape of {name}", np.shape(data[name]), "(n, final_seq_length), whole, as that of x")
@@ -713,6 +723,6 @@ def to_torch(data: Mapping[str, Any], split: str = "train") -> "TensorDataset":
     x, y = convert(x), convert(y)
     require(x.dtype.kind in "biuf", "type of the signals", str(x.dtype), "real numbers")
     require(y.dtype.kind in "biu", "type of the labels", str(y.dtype), "integers")
-    largest = y.max(initial=0)
+    largest = int(y.max(initial=0))
     require(largest < 2**63, "largest label", largest, "below 2**63")
     return torch.utils.data.TensorDataset(torch.tensor(x.astype(np.float32)), torch.tensor(y.astype(np.int64)))

@@ -108,7 +108,7 @@ def _fetch(files, mirrors, seconds, archive):
     A mirror has `seconds` for all. A file whose sum is wrong is reported and never used; in the cache it is replaced.
     """
     folder = os.environ.get("MNIST1D_DATA")
-    found, reasons = {}, [f"{folder} holds neither {archive} nor {', '.join(files)}"] if folder else []
+    found, reasons = {}, []
     for name, digest in files.items():
         for path in ([expand(folder) / name] if folder else []) + [_cache() / name]:
             if name not in found and path.is_file():
@@ -116,6 +116,9 @@ def _fetch(files, mirrors, seconds, archive):
                 if hashlib.sha256(found[name]).hexdigest() != digest:
                     del found[name]
                     warnings.warn(f"{path} is damaged; another is looked for", stacklevel=3)
+    if folder and (lacking := [name for name in files if name not in found]):
+        lacking = [name + " undamaged" * (expand(folder) / name).is_file() for name in lacking]
+        reasons.append(f"{folder} holds neither {archive} nor {', '.join(lacking)}")
     for mirror in mirrors:
         if time.monotonic() < _failed.get(mirror, -math.inf):
             reasons.append(f"{mirror} has just failed")

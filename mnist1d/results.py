@@ -19,7 +19,7 @@ from typing import Any
 from mnist1d import __version__, settings
 from mnist1d.claims import CLAIMS, Verdicts, no_verdict, to_json
 from mnist1d.parts import read_package
-from mnist1d.transform import list_seeds
+from mnist1d.transform import list_seeds, require
 from mnist1d.utils import open_for_rename, show_written
 
 __all__ = [
@@ -200,6 +200,8 @@ def save_results(
         If a claim of this notebook is neither judged nor missing, or is judged without the parts that it has.
     """
     expected = {claim_id: claim for claim_id, claim in CLAIMS.items() if claim.slug == slug}
+    verdicts = list(verdicts)
+    require(not isinstance(images, str), "images", images, "a sequence of names")
     missing = {claim_id: claim.why for claim_id, claim in expected.items() if not claim.bound} | (missing or {})
     if expected.keys() != {v["id"] for v in verdicts} | missing.keys():
         raise ValueError(f"verdicts: {slug} must judge or miss each of {sorted(expected)}")
@@ -212,7 +214,7 @@ def save_results(
         "slug": slug,
         "profile": settings.profile(),
         "no_verdict": reason,
-        "code": code_digest(slug, root) if root else None,
+        "code": code_digest(slug, root) if root and (root / "notebooks" / f"{slug}.ipynb").is_file() else None,
         "versions": {"mnist1d": __version__, **read_versions()},
         "processor": read_processor(),
         "device": str(settings.get_device()),

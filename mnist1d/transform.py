@@ -34,9 +34,14 @@ def require(condition: bool, name: str, value: Any, rule: str) -> None:
         raise ValueError(f"{name}={value!r}: must be {rule}")
 
 
+def unwrap_scalar(value: Any) -> Any:
+    """The number in an array or tensor without axes; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
 def check_integer(value: Any, name: str, low: int, high: int = 2**63 - 1, rule: str | None = None) -> int:
     """The value as an int, or a ValueError."""
-    value = value.item() if isinstance(value, np.ndarray) and not value.ndim else value
+    value = unwrap_scalar(value)
     good = isinstance(value, numbers.Integral) and not isinstance(value, bool) and low <= value <= high
     at_least = f"an integer of at least {low}" if high == 2**63 - 1 else f"an integer from {low} to {high}"
     require(good, name, value, rule or at_least)
@@ -49,7 +54,7 @@ def list_seeds(seeds: int | Sequence[int]) -> list[int]:
     if isinstance(seeds, numbers.Integral):
         return list(range(check_integer(seeds, "seeds", 1, 2**32 - 1, rule)))
     require(isinstance(seeds, Iterable) and not isinstance(seeds, (str, bytes, Set, Mapping)), "seeds", seeds, rule)
-    seeds = list(np.atleast_1d(seeds) if isinstance(seeds, np.ndarray) else seeds)
+    seeds = np.atleast_1d(seeds).tolist() if hasattr(seeds, "tolist") else list(seeds)
     good = [isinstance(s, numbers.Integral) and not isinstance(s, bool) and 0 <= s < 2**32 for s in seeds]
     require(bool(seeds) and all(good), "seeds", seeds, rule)
     return [int(seed) for seed in seeds]
@@ -216,7 +221,8 @@ def transform(x: np.ndarray, y: np.ndarray, args: Any, eps: float = 1e-8) -> tup
     check_integer(args.template_len, "template_len", 1, LARGEST)
     check_integer(args.final_seq_length, "final_seq_length", 1, LARGEST)
     for name in ("scale_coeff", "corr_noise_scale", "iid_noise_scale", "shear_scale"):
-        require(isinstance(getattr(args, name), numbers.Real), name, getattr(args, name), "a number")
+        value = unwrap_scalar(getattr(args, name))
+        require(isinstance(value, numbers.Real), name, value, "a number")
     for name, values in (("x", x), ("y", y)):
         rule = "(template_len,), one signal without channels" if name == "x" else "(template_len,), its positions"
         require(np.ndim(values) == 1 and np.size(values), f"shape of {name}", np.shape(values), rule)

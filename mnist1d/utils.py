@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 __all__ = ["ObjectView", "expand", "from_pickle", "open_for_rename", "plot_signals", "set_seed", "to_pickle"]
 
 
+def __getattr__(name):
+    """`transform`, which mnist1d 0.0.2 has here: its module uses this one."""
+    if name != "transform":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from mnist1d.transform import transform
+
+    return transform
+
+
 class ObjectView:
     """Attribute access to a dict: ``ObjectView({"seed": 42}).seed == 42``."""
 

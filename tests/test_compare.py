@@ -12,6 +12,7 @@ import subprocess
 import sys
 import types
 import warnings
+from typing import NamedTuple
 
 import joblib
 import matplotlib.pyplot as plt
@@ -1037,3 +1038,34 @@ def test_what_build_sets_is_there_when_its_model_is_tested(tmp_path):
     for cache in (None, tmp_path):
         result = compare({"a": build, "b": Logistic}, DATA, cache=cache, **SETTINGS)
         assert result.parameters["a"] == 418 and not seen
+
+
+def test_masked_differences_are_refused():
+    with pytest.raises(ValueError, match="difference"):
+        judge_difference(np.ma.array([1.0, 1.1, 0.9, -89.0], mask=[0, 0, 0, 1]))
+
+
+class Smoothed(nn.Module):
+    def __init__(self, by):
+        super().__init__()
+        self.inner = nn.CrossEntropyLoss(label_smoothing=by)
+
+    def forward(self, out, y):
+        return self.inner(out, y)
+
+
+@pytest.mark.filterwarnings("ignore:tune. the arms try different numbers of combinations")
+def test_a_chosen_value_is_told_from_others_of_its_name_in_one_line():
+    arms = {"plain": Logistic, "smooth": {"build": Logistic, "tune": {"loss": [Smoothed(0.1), Smoothed(0.2)]}}}
+    text = str(compare(arms, DATA, seeds=2, budget=2, tune_seeds=1))
+    (row,) = [line for line in text.splitlines() if line.startswith("| smooth |")]
+    assert row.endswith(" |") and re.search(r"number [12] of 2", row)
+
+
+class Arguments(NamedTuple):
+    num_samples: int = 300
+
+
+def test_arguments_in_a_tuple_with_names_are_one_dataset():
+    found = compare({"a": Logistic, "b": Logistic}, Arguments(), seeds=2, budget=2)
+    assert isinstance(found, Comparison)

@@ -1109,3 +1109,42 @@ def test_a_mapping_with_attributes_of_its_own_counts_as_an_object():
     assert make_dataset(args)["x"].shape == (80, 40)
     with pytest.warns(UserWarning, match="changes the data"):
         assert "y_clean" in make_dataset(argparse.Namespace(num_samples=100, label_noise=np.array(0.1)))
+
+
+def test_scalars_of_any_library_are_numbers():
+    import torch
+
+    given = {"num_samples": torch.tensor(100), "padding": torch.tensor([36, 60]), "shuffle_seq": np.array(False)}
+    expected = make_dataset(num_samples=100)
+    np.testing.assert_array_equal(make_dataset(**given)["x"], expected["x"])
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_a_fraction_in_single_precision_is_the_decimal_that_was_meant(kind):
+    assert len(make_dataset(num_samples=1000, train_split=kind(0.7))["x"]) == 700
+
+
+def test_labels_may_be_objects_of_text_and_boolean():
+    template = get_templates()
+    letters = make_dataset(num_samples=100, template={**template, "y": np.array(list("abcdefghij"), object)})
+    assert letters["y"].dtype.kind == "U"
+    even = make_dataset(num_samples=100, template={**template, "y": np.arange(10) % 2 == 0})
+    assert set(to_torch(even).tensors[1].tolist()) == {0, 1}
+
+
+def test_a_validation_split_that_leaves_classes_out_says_so():
+    with pytest.warns(UserWarning, match=r"validation_split=0\.03: sets no sample of the classes \[1, 3,"):
+        make_dataset(num_samples=200, validation_split=0.03)
+
+
+def test_names_of_0_0_2_are_where_they_were():
+    import mnist1d.data
+    import mnist1d.utils
+
+    old = {"ObjectView", "from_pickle", "to_pickle", "set_seed", "transform", "make_dataset", "get_dataset"}
+    assert old <= {*mnist1d.data.__all__} and mnist1d.utils.transform is mnist1d.data.transform
+
+
+def test_an_order_of_lists_of_different_lengths_is_named():
+    with pytest.raises(ValueError, match="order="):
+        reorder(make_dataset(num_samples=100), [[1], [2, 3]])

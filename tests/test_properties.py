@@ -118,6 +118,7 @@ def both_are_seen():
     assert min(COUNTS[False], COUNTS[True]) > 50
 
 
+@pytest.mark.filterwarnings("ignore:.*sets no sample of the classes")
 @settings(SETTINGS, max_examples=2500)
 @given(ARGUMENTS)
 def test_any_arguments_give_a_sound_dataset_or_a_value_error_that_names_one(args):
@@ -136,6 +137,7 @@ def test_any_template_gives_a_sound_dataset_or_a_value_error_that_names_it(templ
         assert_sound(data, args)
 
 
+@pytest.mark.filterwarnings("ignore:.*sets no sample of the classes")
 @pytest.mark.filterwarnings("ignore:.*changes the data")
 @settings(SETTINGS, max_examples=300)
 @given(ARGUMENTS, st.dictionaries(st.text("abcdefghijklmnopqrstuvwxyz_", max_size=12), ODD, max_size=1))

@@ -115,6 +115,8 @@ def main(arguments=None):
     subprocess.run(["git", "clone", "--quiet", "--no-checkout", str(ROOT), str(old)], check=True)
     subprocess.run(["git", "-C", str(old), "checkout", "--quiet", options.revision], check=True)
     asked = options.slugs or list_slugs(ROOT)
+    if unknown := set(asked) - set(list_slugs(ROOT)):
+        parser.error(f"no such notebook: {', '.join(sorted(unknown))}")
     slugs, again = list_candidates(old, ROOT, asked), list_replicates(old, ROOT, asked)
     if not slugs + again:
         print("no results of that revision's package are left to confirm")

@@ -432,7 +432,7 @@ def main(arguments=None, root=ROOT):
         if hasattr(signal, name):  # Windows has no SIGHUP
             signal.signal(getattr(signal, name), signal.default_int_handler)
     with only_runner(root):
-        wanted = options.slugs or known
+        wanted = list(dict.fromkeys(options.slugs)) or known
         todo = order([slug for slug in wanted if options.slugs or is_stale(slug, run)], run)
         if len(todo) < len(wanted):
             print(f"{len(wanted) - len(todo)} of {len(wanted)} notebooks are up to date on this machine")
