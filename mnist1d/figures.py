@@ -33,7 +33,7 @@ COLORS = {
 # Of activation functions, whose notebooks have colour maps for everything else.
 ACTIVATION_COLORS = {
     "learned": "#000000", "ReLU": "#0072B2", "ELU": "#E69F00", "Swish": "#009E73", "GELU": "#D55E00", "tanh": "#CC79A7",
-    "sigmoid": "#56B4E9", "softplus": "#999999",
+    "sigmoid": "#56B4E9", "softplus": "#8C564B",
 }  # fmt: skip
 
 SPARE = ["#CC79A7", "#56B4E9", "#F0E442", "#000000", "#D55E00", "#009E73", "#0072B2", "#E69F00"]  # for other names
