@@ -322,3 +322,8 @@ def test_what_is_no_sample_is_named(values):
         claims.confidence_interval(values)
     with pytest.raises(ValueError, match="must be one or more finite numbers"):
         judge("lottery.reinit", values)
+
+
+def test_no_sample_at_all_is_refused():
+    with pytest.raises(ValueError, match="samples"):
+        judge("lottery.beats_random", {})

@@ -53,6 +53,12 @@ def test_equal_numbers_confirm(checkouts):
     assert confirm.list_candidates(new, new, ["pooling"]) == []  # nothing has changed since then
 
 
+def test_a_misspelt_notebook_is_no_success(capsys):
+    with pytest.raises(SystemExit) as ended:
+        confirm.main(["HEAD", "poolign"])
+    assert ended.value.code and "no such notebook: poolign" in capsys.readouterr().err
+
+
 def test_what_a_confirmation_rests_on_is_kept(checkouts):
     old, new = checkouts
     middle = {"code": code_digest("pooling", old), "profile": "smoke", "earlier": ["first"]}

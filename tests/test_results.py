@@ -53,6 +53,21 @@ def test_results_file_holds_what_the_contract_asks_for(folder, judged, capsys):
     assert "tsne.json" in capsys.readouterr().out
 
 
+def test_verdicts_that_come_one_by_one_are_kept_and_a_text_is_no_list_of_images(folder, judged):
+    save_results("tsne", seeds=[0, 1], numbers={}, verdicts=iter(judged), images=["MNIST"])
+    assert len(json.loads((folder / "tsne.json").read_text(encoding="utf-8"))["claims"]) == 3
+    with pytest.raises(ValueError, match="images='MNIST'"):
+        save_results("tsne", seeds=[0, 1], numbers={}, verdicts=judged, images="MNIST")
+
+
+def test_results_in_a_checkout_without_the_notebook_have_no_code(folder, judged, tmp_path, monkeypatch):
+    for name in ("notebooks", "mnist1d"):
+        (tmp_path / "other" / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "other")
+    save_results("tsne", seeds=[0, 1], numbers={}, verdicts=judged)
+    assert json.loads((folder / "tsne.json").read_text(encoding="utf-8"))["code"] is None
+
+
 def test_results_of_a_checkout_that_was_never_installed(folder, judged, monkeypatch):
     def find(name):
         if name == "mnist1d":

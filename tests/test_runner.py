@@ -579,6 +579,12 @@ def test_bad_arguments_are_named_before_any_kernel_starts(checkout, capsys):
         assert message in capsys.readouterr().err
 
 
+def test_a_notebook_that_is_named_twice_runs_once(checkout):
+    write_notebook(checkout, ["import os\nopen(f'ran.{os.getpid()}', 'w').close()\nx = 1", SAVE])
+    assert run(checkout, "tsne", "tsne") == 0
+    assert len(list((checkout / "notebooks").glob("ran.*"))) == 1
+
+
 @pytest.mark.parametrize("name", ["build", "figures"])
 def test_an_unwritable_folder_is_named_before_any_kernel_starts(checkout, name):
     (checkout / name).write_text("a file in the folder's place", encoding="utf-8")
