@@ -550,7 +550,8 @@ def _list_datasets(data):
         return (", ".join(f"{k}={v}" for k, v in item.items()) or "MNIST-1D") if is_arguments else otherwise
 
     is_mapping = isinstance(data, Mapping)
-    are_arguments = any(name in data if is_mapping else hasattr(data, name) for name in DEFAULTS)
+    given = [data.get(name) if is_mapping else getattr(data, name, None) for name in DEFAULTS]
+    are_arguments = any(v is not None and not isinstance(v, Mapping) and not hasattr(v, "__dict__") for v in given)
     holds_several = is_mapping and any(isinstance(v, Mapping) or hasattr(v, "__dict__") for v in data.values())
     by_name = holds_several and not _is_dataset(data) and not are_arguments
     several = by_name or (isinstance(data, Iterable) and not is_mapping and not are_arguments)

@@ -159,7 +159,7 @@ def find_device(value: "str | torch.device", name: str = "device") -> "torch.dev
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"{name}={value!r}: must be a device such as cpu, cuda or cuda:1") from error
     kind = getattr(torch, device.type, None)  # torch.cpu, torch.cuda, torch.mps ...
-    if not hasattr(kind, "device_count") or (device.index or 0) >= kind.device_count():
+    if hasattr(kind, "device_count") and (device.index or 0) >= kind.device_count():
         raise ValueError(f"{name}={value!r}: must be a device of this machine; torch finds no such one")
     return device
 

@@ -397,7 +397,7 @@ def fit(
             build, seeds, loss=loss, optimizer=optimizer, learning_rate=learning_rate, momentum=momentum,
             weight_decay=weight_decay, state=state, device=device, example=(x[:, :2], y[:, :2]), replay=replay,
         )  # fmt: skip
-        stack.reuse_grads = stack.optimizers.are_of_torch
+        stack.reuse_grads, stack.keeps_hooks = stack.optimizers.are_of_torch, True
         return stack
 
     def fit_in_turn():

@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import enum
 import functools
 
 import numpy as np
@@ -11,6 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from mnist1d.engine import Stack
+from mnist1d.engine import stack as engine_stack
+from mnist1d.engine.pictures import mark_values
 from mnist1d.training import sweep, train
 from mnist1d.utils import set_seed
 from zoo import draw_small_data, run_plainly
@@ -327,11 +330,12 @@ class Counting(nn.Linear):
 
 
 def go_on(stack, first, last):
-    x, y = torch.tensor(DATA["x"], dtype=torch.float32)[None], torch.tensor(DATA["y"])[None]
+    x, y = torch.tensor(DATA["x"], dtype=torch.float32), torch.tensor(DATA["y"])
+    x, y = x.expand(len(stack), *x.shape), y.expand(len(stack), *y.shape)
     for t in range(first, last):
         losses = stack.backward(x[:, 5 * t : 5 * t + 20], y[:, 5 * t : 5 * t + 20])
         stack.step()
-    return losses.item()
+    return losses[0].item()
 
 
 def test_a_checkpoint_holds_the_extra_state_of_modules():
@@ -388,3 +392,121 @@ def test_hooks_of_all_modules_are_not_lost_in_workers(monkeypatch):
     finally:
         handle.remove()
     assert found == {"a": [2.0], "b": [2.0]}
+
+
+# What is no sharing --------------------------------------------------------------------------------------------------
+
+
+class Clip:
+    __slots__ = ("most",)
+    __hash__ = None
+
+    def __init__(self, most):
+        self.most = most
+
+    def __call__(self, optimizer, args, kwargs):
+        optimizer.param_groups[0]["params"][0].grad.clamp_(-self.most, self.most)
+
+
+def clip_by_object(params):
+    optimizer = torch.optim.SGD(params, lr=0.1)
+    optimizer.register_step_pre_hook(Clip(1.0))
+    return optimizer
+
+
+class Phase(enum.Enum):
+    WARM, COLD = 1, 2
+
+
+class Phased(torch.optim.SGD):
+    def __init__(self, params):
+        super().__init__(params, lr=0.1)
+        self.phase, self.seen = Phase.WARM, ()
+
+    def step(self, closure=None):
+        self.seen = (*self.seen, 1)[-3:]
+        self.phase = Phase.COLD if len(self.seen) > 2 else Phase.WARM
+        return super().step(closure)
+
+
+LARGE = np.ones((1200, 1000), np.float32)
+
+
+def read_large(params):
+    large, optimizer = LARGE, torch.optim.SGD(params, lr=0.1)
+    optimizer.register_step_post_hook(lambda *_: large[0, 0])
+    return optimizer
+
+
+@pytest.mark.parametrize("optimizer", [clip_by_object, Phased, read_large])
+def test_optimizers_that_share_nothing_train_together(optimizer):
+    check(mlp, optimizer=optimizer)  # a warning would be an error
+
+
+def test_a_rate_that_is_a_tensor_is_no_sharing():
+    stack = Stack(mlp, [3, 4], optimizer=type("Own", (torch.optim.SGD,), {}), learning_rate=torch.tensor(0.1))
+    go_on(stack, 0, 5)
+    assert stack.stacked and not stack.remembers
+
+
+def build_configured():
+    class Config:
+        scale = 2.0
+
+    class Configured(nn.Module):
+        config = Config()
+
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(16, 4)
+
+        def forward(self, x):
+            return self.a(x) * self.config.scale
+
+    return Configured()
+
+
+def test_equal_objects_of_equal_classes_are_no_difference():
+    check(build_configured)
+
+
+def test_what_hooks_collect_in_evaluations_of_ones_own_stays():
+    seen = []
+
+    def build():
+        model = mlp()
+        model[1].register_forward_hook(lambda module, args, out: seen.append(out.detach()))
+        return model
+
+    with pytest.warns(UserWarning, match="it has hooks"):
+        stack = Stack(build, [3, 4])
+        go_on(stack, 0, 1)
+    seen.clear()
+    stack.evaluate(lambda model, x: model(x), torch.ones(2, 20, 16))
+    assert len(seen) == 2
+
+
+class Tripled(Stack):
+    def compute_loss(self, module, *batch):
+        return 3 * super().compute_loss(module, *batch)
+
+
+def test_a_stack_of_ones_own_class_is_compared_as_such(monkeypatch):
+    monkeypatch.setattr(engine_stack, "TIGHTLY", 0)  # so that double precision decides
+    stack = Tripled(mlp, [3, 4], loss=functools.partial(F.cross_entropy, label_smoothing=0.1))
+    go_on(stack, 0, 3)
+    assert stack.stacked
+
+
+def test_an_optimizer_that_loses_nothing_is_saved_without_a_warning():
+    for optimizer in (type("Own", (torch.optim.LBFGS,), {}), lambda p: type("B", (SGD.func,), {})(p, 0.1)):
+        stack = Stack(mlp, [3], optimizer=optimizer)
+        go_on(stack, 0, 2)
+        stack.state_dict()
+
+
+def test_a_large_attribute_is_not_copied_to_be_looked_at():
+    large = torch.ones(3000, 3000).t()
+    with torch.profiler.profile(profile_memory=True) as profile:
+        assert len(mark_values(large)[1]) == 4000
+    assert max(event.cpu_memory_usage for event in profile.events()) < 10**5

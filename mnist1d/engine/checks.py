@@ -220,7 +220,8 @@ def hold_alike(module, other):
 
     def are_all_alike(all_a, all_b, depth):
         pairs = list(zip(all_a, all_b, strict=False))
-        is_kind = all(type(a) is type(b) or isinstance(a, (nn.Module, type)) for a, b in pairs)
+        others = [(a, b) for a, b in pairs if type(a) is not type(b) and not isinstance(a, (nn.Module, type))]
+        is_kind = all(are_alike(type(a), type(b), depth - 1) for a, b in others)
         return len(all_a) == len(all_b) and is_kind and all(are_alike(a, b, depth - 1) for a, b in pairs)
 
     return are_alike(module, other)

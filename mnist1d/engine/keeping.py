@@ -188,7 +188,7 @@ def _join(restores):
     return (lambda: [restore() for restore in restores]) if restores else None
 
 
-def _keep_modules(modules, seen, depth=8, buffers=False):
+def _keep_modules(modules, seen, depth=8, buffers=False, hooks=True):
     """A function that gives the modules back what attributes, and on demand buffers and parameters, hold now."""
     parts = list(dict.fromkeys(part for module in modules for part in module.modules()))
     saved = [(part, dict(vars(part)), dict(part._buffers)) for part in parts]
@@ -196,7 +196,7 @@ def _keep_modules(modules, seen, depth=8, buffers=False):
     for part in parts if buffers else ():
         held += [*part._buffers.values(), *(p for p in part._parameters.values() if p is not None)]
     contents = _keep_contents(held, seen, depth)
-    for hook in [h for part in parts for h in list_hooks(part)]:
+    for hook in [h for part in parts for h in list_hooks(part)] if hooks else ():
         if id(hook) not in seen and getattr(hook, "__self__", None) not in parts:
             seen[id(hook)] = hook
             contents.append(remember_function(hook, seen=seen))
@@ -214,9 +214,9 @@ def _keep_modules(modules, seen, depth=8, buffers=False):
 
 
 @contextmanager
-def keep_attributes(modules):
-    """Leave what the modules hold in their attributes, their modes included, as it was."""
-    restore = _keep_modules(modules, {})
+def keep_attributes(modules, hooks=True):
+    """Leave what the modules hold in their attributes, their modes included, and their hooks count, as it was."""
+    restore = _keep_modules(modules, {}, hooks=hooks)
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ import copy
 import functools
 import itertools
 import numbers
+import operator
 import sys
 import time
 import types
@@ -26,6 +27,7 @@ ELEMENTWISE = {
 }
 
 
+OF_TORCH = {*vars(torch.optim.SGD([torch.zeros(1)])), "_params", "_numel_cache", "step"}
 SLOWLY = 2e-4  # seconds, beyond which what optimisers share is not looked at in every step
 
 
@@ -58,11 +60,17 @@ def _list_held(optimizer):
             is_partial = isinstance(hook, functools.partial)
             held += [*hook.args, *hook.keywords.values()] if is_partial else [hook.__self__]
             hook = hook.func if is_partial else hook.__func__
-        held += [hook, *(vars(hook).values() if not is_library(type(hook)) else ())]
+        held += [hook, *(getattr(hook, "__dict__", {}).values() if not is_library(type(hook)) else ())]
         cells = [cell for cell in getattr(hook, "__closure__", None) or () if is_filled(cell)]
         held += [*cells, *(cell.cell_contents for cell in cells)]
     held += [v for group in optimizer.param_groups for v in group.values() if isinstance(v, torch.Tensor)]
     return {id(v): v for v in held if not isinstance(v, (*SIMPLE, *FUNCTIONS, torch.optim.Optimizer))}
+
+
+def _list_own(optimizer):
+    """What an optimiser of one's own class holds in attributes that torch's have not."""
+    own = {} if is_library(type(optimizer)) else vars(optimizer)
+    return {name: freeze_function(value) for name, value in own.items() if name not in OF_TORCH}
 
 
 class Optimizers:
@@ -102,7 +110,8 @@ class Optimizers:
             with random_of(i):
                 each.append(self._build(i))
         self._each = each  # for when a shared one is split
-        self._n_steps, self._looks_rarely = 0, False
+        self._n_steps, self._looks_rarely, self._restless = 0, False, None
+        self._born = list(map(_list_own, each))
         alone = [_count_holders(opt) for opt in [torch.optim.SGD([torch.zeros(1)])]]  # of what nobody else holds
         is_held = any([_count_holders(opt)] != alone for opt in each)  # by who made them, to change state or options
         self._shared = self._can_share(each) and not np.ndim(learning_rate) and not is_held
@@ -141,17 +150,26 @@ class Optimizers:
         return all(type(opt).__module__.startswith("torch.optim") and _is_unhooked(opt) for opt in self._optimizers)
 
     def freeze(self):
-        """What classes and hooks of one's own, which all models share, hold and read, and what several hold."""
+        """By its id, what classes and hooks of one's own, which all models share, hold and read, and what several hold.
+
+        What differs from itself at the first look, an iterator or a large array say, is left out.
+        """
         start = time.perf_counter()
+        pictures = self._look()
+        self._looks_rarely = time.perf_counter() - start > SLOWLY
+        if self._restless is None:
+            again = self._look()
+            self._restless = {key for key in pictures if pictures[key] != again.get(key)}
+        return {key: picture for key, picture in pictures.items() if key not in self._restless}
+
+    def _look(self):
         own = [kind for opt in self._optimizers for kind in type(opt).__mro__ if not is_library(kind)]
         own += [h for opt in self._optimizers for h in _list_hooks(opt) if not getattr(h, "__closure__", None)]
         held = list(map(_list_held, self._optimizers))
         n_holders = Counter(itertools.chain(*held))
         shared = {key: v for values in held for key, v in values.items() if n_holders[key] > 1}.values()
         values = [v.cell_contents if isinstance(v, types.CellType) else v for v in shared]
-        pictures = [freeze_function(value) for value in [*dict.fromkeys(own), *values]]
-        self._looks_rarely = time.perf_counter() - start > SLOWLY
-        return pictures
+        return {id(value): freeze_function(value) for value in [*own, *values]}
 
     def is_to_look_at(self):
         """Whether what they may share is to be looked at in this step: in every one, unless that takes its time."""
@@ -160,12 +178,11 @@ class Optimizers:
 
     @property
     def lack(self):
-        """What is not in their `state_dict`, as text: hooks, say a scheduler's, and attributes of one's own."""
-        own = [opt for opt in self._optimizers if not is_library(type(opt))]
-        bare = vars(torch.optim.SGD([torch.zeros(1)])).keys()
-        has_own = any(vars(opt).keys() - bare for opt in own)
-        has_hooks = not all(map(_is_unhooked, self._optimizers))
-        return " and ".join(["hooks"] * has_hooks + ["attributes of its own"] * has_own)
+        """What may not be in their `state_dict`, as text: what hooks hold, a scheduler say, and changed attributes."""
+        hooks = [hook for opt in self._optimizers for hook in _list_hooks(opt)]
+        have = any(getattr(h, "__closure__", None) or not isinstance(h, types.FunctionType) for h in hooks)
+        is_changed = not self._shared and any(map(operator.ne, self._born, map(_list_own, self._optimizers)))
+        return " and ".join(["hooks that hold something"] * have + ["attributes that have changed"] * is_changed)
 
     @property
     def have_schedulers(self):

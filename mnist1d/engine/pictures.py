@@ -206,7 +206,11 @@ def _read_values(tensor):
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or is_lazy(tensor):
         return None
     try:
-        return tensor.detach().flatten()[:1000].resolve_conj().contiguous().view(torch.uint8).numpy().tobytes()
+        few, n = tensor.detach(), 1
+        for axis in reversed(range(few.ndim)) if not few.is_contiguous() else ():  # to flatten it would copy it whole
+            few = few.narrow(axis, 0, min(few.shape[axis], max(1, 1000 // n)))
+            n *= max(1, few.shape[axis])
+        return few.flatten()[:1000].resolve_conj().contiguous().view(torch.uint8).numpy().tobytes()
     except RuntimeError:  # what a `vmap` that has ended left behind
         return None
 

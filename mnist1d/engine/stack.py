@@ -11,6 +11,7 @@ import gc
 import inspect
 import operator
 import os
+import pickle
 import random
 import time
 import warnings
@@ -215,6 +216,8 @@ class Stack:
     check_next : bool
         Compare the next step with the plain way, and its replay with autograd. True before the last step of a loop,
         a change that neither sees is found wherever it came.
+    keeps_hooks : bool
+        Whether evaluations leave no trace in what hooks count or collect either, as those that `train` makes.
     reuse_grads : bool
         Whether the next :meth:`backward` may write over `grads`: spares a copy.
     """
@@ -312,7 +315,7 @@ class Stack:
         self._leaves, self._is_strange, self._looks_at_leaves = [], False, False
         self._template = self._layers = None
         self._draws, self._evaluates_together = None, {}  # the latter by the function that is evaluated
-        self.check_next, self.reuse_grads = False, False
+        self.check_next, self.reuse_grads, self.keeps_hooks = False, False, False
         self._flags = {name: p.requires_grad for name, p in self.params.items()}  # as the modules have them
         self._writes_batch = False
         self._watched, self._shares = [], None
@@ -484,7 +487,7 @@ class Stack:
 
     def _warn_of_lack(self, what):
         if lack := self.optimizers.lack:
-            rule = "which it does not hold: training would go on otherwise"
+            rule = "which it does not hold: training may go on otherwise"
             warnings.warn(f"{what}: the optimiser has {lack}, {rule}", stacklevel=3)
 
     def load_state_dict(self, state):
@@ -496,7 +499,8 @@ class Stack:
                 module.get_submodule(owner)._buffers[leaf] = buffer.clone()
         for module, extra in zip(self.modules, copy.deepcopy(state.get("extra", [{}] * len(self))), strict=True):
             for name, value in extra.items():
-                module.get_submodule(name).set_extra_state(value)
+                if pickle.dumps(value) != pickle.dumps(module.get_submodule(name).get_extra_state()):
+                    module.get_submodule(name).set_extra_state(value)
         self.optimizers.load_state_dict(state["optimizers"])
         self._rng[:] = [s.clone() for s in state["random"]]
         self._python_rng[:] = state["python_random"]
@@ -564,10 +568,11 @@ class Stack:
         if self.stacked is False:  # what was put in the place of a gradient
             self._hand_out({n: g for n, g in self.grads.items() if g is not self._handed_out.get(n)})
         looks = len(self) > 1 and not self.remembers and self.optimizers.is_to_look_at()
-        before = self.optimizers.freeze() if looks else []
+        before = self.optimizers.freeze() if looks else {}
         with nullcontext() if self.optimizers.are_of_torch else keep_random_state():
             self.optimizers.step(grads, factor, self._compute_again, self._losses, self._random_of)
-        if before != (self.optimizers.freeze() if looks else []):
+        after = self.optimizers.freeze() if looks else {}
+        if any(before[key] != after[key] for key in before.keys() & after.keys()):
             self.remembers = True
             warnings.warn(OPTIMIZERS_REMEMBER, stacklevel=2)
         if not self.optimizers.are_of_torch:
@@ -1087,7 +1092,7 @@ class Stack:
 
     def _make_twin(self, modules):
         """A stack of other modules with the same random states."""
-        twin = Stack.__new__(Stack)
+        twin = type(self).__new__(type(self))
         twin.__setstate__(self._list_state())
         twin._rng = [state.clone() for state in self._rng]
         twin._draws = None if self._draws is None else Draws(twin._rng)
@@ -1410,7 +1415,7 @@ class Stack:
             modules = [*self.modules, *([self._template] if self._template is not None else [])]
             is_loss = function == self.compute_loss
             keep = keep_function(self.objective or self.loss) if is_loss else nullcontext()
-            with keep_attributes(modules), keep_code(self._kinds), keep:
+            with keep_attributes(modules, self.keeps_hooks), keep_code(self._kinds), keep:
                 return self._evaluate(function, batch, saved)
         except RuntimeError as error:
             if "does not require grad" in str(error):
