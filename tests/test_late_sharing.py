@@ -1,4 +1,7 @@
-"""What hooks, optimisers, classes and numpy's memory share between seeds, or between training and evaluation."""
+"""What hooks, optimisers, classes and memory share between seeds, with evaluations and workers, and what is none.
+
+And what these were found with: half precision, forward passes that differentiate, checkpoints.
+"""
 
 import collections
 import copy
