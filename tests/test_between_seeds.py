@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from mnist1d.comparison import compare
 from mnist1d.engine import Stack
 from mnist1d.training import train
-from zoo import draw_small_data, run_plainly
+from zoo import check_seeds, draw_small_data
 
 IN_TURN = pytest.mark.filterwarnings("ignore:.*one seed after the other")
 NOW = {}  # the model that was built last, and what else `build` leaves behind
@@ -31,16 +31,7 @@ class MLP(nn.Module):
         return self.b(self.dropout(self.a(x).tanh()))
 
 
-def check(build, seeds=([3], [3, 4]), reset=NOW.clear, make_loss=lambda: F.cross_entropy, steps=60, optimizer=None):
-    """`train` against a loop that has a loss of its own for every seed."""
-    for some in seeds:
-        reset()
-        plain = [run_plainly(build, [s], DATA, steps, loss=make_loss(), optimizer=optimizer)[0][:2] for s in some]
-        reset()
-        options = {"loss": make_loss(), "optimizer": optimizer or functools.partial(torch.optim.Adam, lr=0.01)}
-        history = train(build, DATA, some, steps=steps, batch_size=20, eval_every=steps, **options)
-        np.testing.assert_allclose(history["train_loss"][:, -1], [loss for loss, _ in plain], rtol=2e-4, atol=1e-5)
-        np.testing.assert_allclose(history["test_acc"][:, -1], [acc for _, acc in plain], atol=1e-6)
+check = functools.partial(check_seeds, DATA, reset=NOW.clear)
 
 
 # A loss that reaches the model -------------------------------------------------------------------------------------

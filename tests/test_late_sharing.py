@@ -19,7 +19,7 @@ from mnist1d.engine import stack as engine_stack
 from mnist1d.engine.pictures import mark_values
 from mnist1d.training import sweep, train
 from mnist1d.utils import set_seed
-from zoo import draw_small_data, run_plainly
+from zoo import check_seeds, draw_small_data, run_plainly
 
 IN_TURN = pytest.mark.filterwarnings("ignore:.*one seed after the other")
 DATA = draw_small_data()
@@ -30,16 +30,7 @@ def mlp():
     return nn.Sequential(nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 4))
 
 
-def check(build, seeds=(3, 4), steps=40, make_loss=lambda: F.cross_entropy, optimizer=SGD, schedule=None, **options):
-    """`train` with one seed and with two against a loop over seeds."""
-    plain = [
-        run_plainly(build, [s], DATA, steps, loss=make_loss(), schedule=schedule, optimizer=optimizer)[0][0]
-        for s in seeds
-    ]
-    for some in (seeds[-1:], seeds):
-        given = {"loss": make_loss(), "optimizer": optimizer, "schedule": schedule, "eval_every": None, **options}
-        history = train(build, DATA, some, steps=steps, batch_size=20, **given)
-        np.testing.assert_allclose(history["train_loss"][:, -1], plain[-len(some) :], rtol=2e-4, atol=1e-5)
+check = functools.partial(check_seeds, DATA, seeds=([4], [3, 4]), steps=40, optimizer=SGD, eval_every=None)
 
 
 # Precision ---------------------------------------------------------------------------------------------------------

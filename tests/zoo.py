@@ -1,5 +1,6 @@
 """Small modules, losses and optimisers of many kinds, for the engine's tests: signals (batch, 16), four classes."""
 
+import functools
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune, rnn
 from torch.utils.checkpoint import checkpoint
 
+from mnist1d.training import train
 from mnist1d.utils import set_seed
 
 LENGTH, CLASSES = 16, 4
@@ -498,3 +500,27 @@ def run_plainly(build, seeds, data, steps, loss=F.cross_entropy, schedule=None, 
         right = (out.argmax(-1) == y_test).double().mean().item() if y_test.ndim == 1 else math.nan
         found.append((value.item(), 100 * right, model))
     return found
+
+
+def check_seeds(
+    data,
+    build,
+    *,
+    seeds=([3], [3, 4]),
+    reset=lambda: None,
+    make_loss=lambda: F.cross_entropy,
+    steps=60,
+    optimizer=functools.partial(torch.optim.Adam, lr=0.01),
+    schedule=None,
+    eval_every=60,
+):
+    """`train` against a loop that has a loss of its own for every seed, for each list of seeds."""
+    given = {"optimizer": optimizer, "schedule": schedule}
+    for some in seeds:
+        reset()
+        plain = [run_plainly(build, [s], data, steps, loss=make_loss(), **given)[0][:2] for s in some]
+        reset()
+        history = train(build, data, some, steps=steps, batch_size=20, loss=make_loss(), eval_every=eval_every, **given)
+        np.testing.assert_allclose(history["train_loss"][:, -1], [loss for loss, _ in plain], rtol=2e-4, atol=1e-5)
+        if eval_every:
+            np.testing.assert_allclose(history["test_acc"][:, -1], [acc for _, acc in plain], atol=1e-6)

@@ -107,6 +107,9 @@ def main(arguments=None):
     parser.add_argument("slugs", nargs="*", help="notebooks; by default all")
     parser.add_argument("--profile", choices=["quick", "smoke"], default="quick")
     options = parser.parse_args(arguments)
+    asked = options.slugs or list_slugs(ROOT)
+    if unknown := set(asked) - set(list_slugs(ROOT)):
+        parser.error(f"no such notebook: {', '.join(sorted(unknown))}")
     known = ["git", "-C", str(ROOT), "rev-parse", "--verify", "--quiet", f"{options.revision}^{{commit}}"]
     if subprocess.run(known, check=False, capture_output=True).returncode:
         raise SystemExit(f"revision={options.revision!r}: must be known to git")
@@ -114,9 +117,6 @@ def main(arguments=None):
     shutil.rmtree(old, ignore_errors=True)
     subprocess.run(["git", "clone", "--quiet", "--no-checkout", str(ROOT), str(old)], check=True)
     subprocess.run(["git", "-C", str(old), "checkout", "--quiet", options.revision], check=True)
-    asked = options.slugs or list_slugs(ROOT)
-    if unknown := set(asked) - set(list_slugs(ROOT)):
-        parser.error(f"no such notebook: {', '.join(sorted(unknown))}")
     slugs, again = list_candidates(old, ROOT, asked), list_replicates(old, ROOT, asked)
     if not slugs + again:
         print("no results of that revision's package are left to confirm")
