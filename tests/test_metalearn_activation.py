@@ -120,7 +120,7 @@ def test_another_network_or_optimiser_is_a_change_of_one_cell(act, change):
     assert (table_grad - grad).norm() < 1e-3 * grad.norm()
     for discount in (1.0, 0.9):
         history = act["metalearn"]({"layers": 1, "reuse": False, "discount": discount}, [0])
-        assert len(history.pop("function")[0]) == 3
+        assert len(history["weights"][0]) == 3
         assert all(np.isfinite(values).all() for values in history.values())
 
 
@@ -153,17 +153,28 @@ def test_reused_networks_are_the_same_in_every_outer_step(act):
 def test_outer_loop_records_and_clips(act):
     act["OUTER_RATE"] = 1e6  # a step whose size the clipping alone decides
     history = act["metalearn"]({"layers": 2, "reuse": True, "discount": 1.0}, [0])
-    assert {k: v.shape for k, v in history.items() if k != "function"} == {
-        "objective": (1, 3), "norm": (1, 3), "val_acc": (1, 3), "test_acc": (1, 3)}  # fmt: skip
-    before, after = (nn.utils.parameters_to_vector(f.parameters()) for f in history["function"][0][:2])
-    assert 0 < (after - before).abs().max() <= 2 * 1e6 * act["CLIP"] * 1.001
+    n_weights = sum(p.numel() for p in act["make_activation"](0, 2).parameters())
+    assert {k: v.shape for k, v in history.items()} == {
+        "objective": (1, 3), "norm": (1, 3), "val_acc": (1, 3), "test_acc": (1, 3),
+        "weights": (1, 3, n_weights)}  # fmt: skip
+    before, after = history["weights"][0, :2]
+    assert 0 < abs(after - before).max() <= 2 * 1e6 * act["CLIP"] * 1.001
+
+
+def test_an_activation_comes_back_from_its_weights(act):
+    act["results"] = {"two": act["metalearn"]({"layers": 2, "reuse": True, "discount": 1.0}, [3])}
+    act["RECIPES"] = {"two": {"layers": 2}}
+    x = torch.linspace(-4, 4, 101)
+    first, last = (act["restore"]("two", 0, at)(x) for at in (0, -1))
+    assert torch.equal(first, act["make_activation"](3, 2)(x))
+    assert (last - first).abs().max() > 1e-3
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run(act):
     act["meta_gradient"] = lambda activation, *_: (1.0, [torch.full_like(p, np.nan) for p in activation.parameters()])
     history = act["metalearn"]({"layers": 1, "reuse": False, "discount": 1.0}, [0])
     assert np.isfinite(history["val_acc"][0, 0]) and np.isnan(history["val_acc"][0, 1:]).all()
-    assert history["function"][0][-1] is history["function"][0][0]  # what there was last
+    assert (history["weights"][0, -1] == history["weights"][0, 0]).all()  # what there was last
 
 
 def test_breakdown_is_a_fall_below_the_best_so_far(act):
