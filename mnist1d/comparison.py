@@ -527,13 +527,31 @@ def _has_choice(grid):
     return math.prod(map(len, grid.values())) > 1
 
 
+def _find_scale(name, values):
+    """What a grid goes through, and its values: the keyword in which partials of one function differ, else itself."""
+    if not all(isinstance(v, functools.partial) and v.func is values[0].func and not v.args for v in values):
+        return name, values
+
+    def differs(key):
+        first, *others = (v.keywords.get(key) for v in values)
+        simple = numbers.Real, str
+        return any(
+            v is not first and not (isinstance(v, simple) and isinstance(first, simple) and v == first) for v in others
+        )
+
+    keys = [key for key in set().union(*(v.keywords for v in values)) if differs(key)]
+    return (f"{name}'s {keys[0]}", [v.keywords.get(keys[0]) for v in values]) if len(keys) == 1 else (name, values)
+
+
 def _warn_of_edges(arm, dataset, grid, chosen):
     for k, value in chosen.items():
-        tried = sorted({float(v) for v in grid[k] if isinstance(v, numbers.Real) and not isinstance(v, bool)})
+        name, scale = _find_scale(k, list(grid[k]))
+        value = next((s for s, v in zip(scale, grid[k], strict=True) if v is value), value)
+        tried = sorted({float(v) for v in scale if isinstance(v, numbers.Real) and not isinstance(v, bool)})
         is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
         if len(tried) > 1 and is_number and value in (tried[0], tried[-1]) and value != 0:
-            text = ", ".join(f"{v:g}" for v in tried)
-            warnings.warn(f"{arm}, {dataset}: {k}={value:g} is the edge of {text}; try values beyond it", stacklevel=3)
+            text = f"{name}={value:g} is the edge of {', '.join(f'{v:g}' for v in tried)}"
+            warnings.warn(f"{arm}, {dataset}: {text}; try values beyond it", stacklevel=3)
 
 
 def _is_dataset(item):

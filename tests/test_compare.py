@@ -223,6 +223,19 @@ def test_a_damaged_file_of_the_cache_is_computed_again(tmp_path):
         compare({"MLP": MLP}, DATA, cache=kept, **SETTINGS)
 
 
+def test_the_edge_of_a_grid_of_models_is_named():
+    def run(builds):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            chosen = compare({"MLP": MLP}, DATA, tune={"build": builds}, **SETTINGS).chosen["MLP"]["build"]
+        return chosen, [str(w.message) for w in found if "is the edge of" in str(w.message)]
+
+    chosen, (text,) = run([functools.partial(MLP, hidden=width) for width in (1, 64)])
+    assert f"build's hidden={chosen.keywords['hidden']} is the edge of 1, 64" in text
+    _, texts = run([functools.partial(MLP, hidden=1), lambda: MLP(hidden=64)])  # of which nothing is known
+    assert not texts
+
+
 def test_rates_in_tensors_are_kept_apart_to_their_last_digit(tmp_path):
     def choose(rates, cache):
         tune = {"learning_rate": torch.tensor(rates, dtype=torch.float64)}

@@ -160,8 +160,32 @@ def test_a_row_is_measured_on_the_split_that_is_asked_for(row):
     whole, test = records.load_splits(validate=False)
     part, held = records.load_splits(validate=True)
     assert [len(a[0]) for a in (whole, test, part, held)] == [4000, 1000, 3200, 800]
-    accuracy, seconds = records.measure(records.read_row(row), "row.py", range(3), part, held)
+    accuracy, seconds = records.measure(row, range(3), part, held)
     assert len(seconds) == 3 and (accuracy < 20).all()
+
+
+@pytest.mark.parametrize("where", ["import", "train", "predict"])
+def test_the_seconds_hold_all_work_wherever_it_is_done(row, where):
+    work = "torch.linspace(0, 1, 2**22).double().sin().sum()"  # tens of milliseconds
+    source = {
+        "import": ROW.replace("TARGET", f"{work}\nTARGET"),
+        "train": ROW.replace("    torch.manual_seed", f"    {work}\n    torch.manual_seed"),
+        "predict": ROW.replace("lambda x: torch", f"lambda x: {work} * 0 + torch"),
+    }[where]
+    splits = records.load_splits(validate=True)
+    _, idle = records.measure(row, range(3), *splits)
+    row.write_text(source, encoding="utf-8")
+    _, seconds = records.measure(row, range(3), *splits)
+    assert seconds.min() > 3 * idle.min()
+
+
+def test_seeds_that_decide_nothing_are_no_row(row, monkeypatch, capsys):
+    monkeypatch.setattr(records, "TARGETS", (5,))
+    source = ROW.replace("94", "5").replace(
+        "torch.randint(10, (len(x),))", "torch.zeros(len(x))"
+    )  # right in one of ten
+    row.write_text(source, encoding="utf-8")
+    assert records.main([str(row)]) == 1 and "all seeds have the same accuracy" in capsys.readouterr().out
 
 
 def test_a_row_that_fails_is_an_error_and_leaves_nothing(row, capsys):
@@ -224,8 +248,25 @@ def test_a_row_that_holds_is_kept(tmp_path, monkeypatch, capsys):
     assert kept["target"] == 5 and len(kept["accuracy"]) == 10 and "above 5" in capsys.readouterr().out
     table = row.parent / "README.md"
     assert "| 5 | [row](row.py) |" in table.read_text(encoding="utf-8")
-    row.write_text(ROW.replace("94", "99"), encoding="utf-8")  # what it has shown is that of another row
+    assert kept["processor"] in table.read_text(encoding="utf-8") and kept["torch"] == torch.__version__
+    monkeypatch.setattr(
+        records, "measure", lambda path, seeds, *_: (np.linspace(3, 5, len(seeds)), np.ones(len(seeds)))
+    )
+    assert records.main(["--seeds", "3", str(row)]) == 1
+    assert "[row]" in table.read_text(encoding="utf-8")  # three seeds say little against ten
     assert records.main([str(row)]) == 1
+    assert "[row]" not in table.read_text(encoding="utf-8") and not row.with_suffix(".json").exists()
+
+
+def test_a_row_that_was_changed_leaves_the_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    monkeypatch.setattr(records, "TARGETS", (5, 99))
+    (tmp_path / "records").mkdir()
+    row, table = tmp_path / "records" / "row.py", tmp_path / "records" / "README.md"
+    row.write_text(ROW.replace("94", "5"), encoding="utf-8")
+    assert records.main([str(row)]) == 0 and "[row]" in table.read_text(encoding="utf-8")
+    row.write_text(ROW.replace("94", "99"), encoding="utf-8")  # what it has shown is that of another row
+    assert records.main(["--seeds", "3", str(row)]) == 1
     assert "[row]" not in table.read_text(encoding="utf-8")
 
 
