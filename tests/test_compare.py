@@ -227,7 +227,7 @@ def test_the_edge_of_a_grid_of_models_is_named():
     def run(builds):
         with warnings.catch_warnings(record=True) as found:
             warnings.simplefilter("always")
-            chosen = compare({"MLP": MLP}, DATA, tune={"build": builds}, **SETTINGS).chosen["MLP"]["build"]
+            chosen = compare({"MLP": {}}, DATA, tune={"build": builds}, **SETTINGS).chosen["MLP"]["build"]
         return chosen, [str(w.message) for w in found if "is the edge of" in str(w.message)]
 
     chosen, (text,) = run([functools.partial(MLP, hidden=width) for width in (1, 64)])
