@@ -62,12 +62,7 @@ def set_seed(seed: int | None) -> None:
     np.random.seed(seed)
     if "torch" in sys.modules:
         torch = sys.modules["torch"]
-        if seed is None:
-            torch.seed()
-        elif torch.accelerator.is_available():
-            torch.manual_seed(seed)
-        else:  # the same, without milliseconds of notes for devices that are not there
-            torch.default_generator.manual_seed(seed)
+        torch.seed() if seed is None else torch.manual_seed(seed)
 
 
 def expand(path: str | bytes | os.PathLike) -> Path:

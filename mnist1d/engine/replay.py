@@ -14,6 +14,7 @@ from contextlib import nullcontext
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 __all__ = ["RefusedError", "Replay", "check_reads"]
 
@@ -83,23 +84,8 @@ class _Reads(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def _map_tensors(function, nested):
-    """A function of every tensor in tuples, lists and dicts; `torch.utils._pytree` takes ten times as long."""
-    if isinstance(nested, torch.Tensor):
-        return function(nested)
-    if isinstance(nested, tuple | list):
-        return type(nested)([_map_tensors(function, value) for value in nested])
-    if isinstance(nested, dict):
-        return {key: _map_tensors(function, value) for key, value in nested.items()}
-    return nested
-
-
 def _get_tensors(nested):
-    """All tensors in tuples, lists and dicts that hold a number."""
-    if isinstance(nested, torch.Tensor):
-        return [nested] if nested.numel() else []
-    values = nested.values() if isinstance(nested, dict) else nested if isinstance(nested, tuple | list) else ()
-    return [tensor for value in values for tensor in _get_tensors(value)]
+    return [t for t in tree_leaves(nested) if isinstance(t, torch.Tensor) and t.numel()]
 
 
 def _get_address(tensor):
@@ -113,7 +99,7 @@ def _get_layout(tensor):
 
 def _alias(nested):
     """The same tensors, of shapes and strides that stay."""
-    return _map_tensors(torch.Tensor.detach, nested)
+    return tree_map_only(torch.Tensor, torch.Tensor.detach, nested)
 
 
 class _Call:
@@ -257,7 +243,7 @@ def _copy_results(outputs, function, *args, **kwargs):
 
 def _make_step(call, move, draws):
     """A function without arguments that repeats a call, its tensors moved to their places."""
-    args, kwargs, outputs = _map_tensors(move, (call.args, call.kwargs, call.outputs))
+    args, kwargs, outputs = tree_map_only(torch.Tensor, move, (call.args, call.kwargs, call.outputs))
     if draws is not None and _is_random(call):
         if call.changes:
             return functools.partial(draws.run, call.function, *args, **kwargs)
