@@ -181,9 +181,7 @@ def test_the_seconds_hold_all_work_wherever_it_is_done(row, where):
 
 def test_seeds_that_decide_nothing_are_no_row(row, monkeypatch, capsys):
     monkeypatch.setattr(records, "TARGETS", (5,))
-    source = ROW.replace("94", "5").replace(
-        "torch.randint(10, (len(x),))", "torch.zeros(len(x))"
-    )  # right in one of ten
+    source = ROW.replace("94", "5").replace("torch.randint(10, (len(x),))", "torch.zeros(len(x))")
     row.write_text(source, encoding="utf-8")
     assert records.main([str(row)]) == 1 and "all seeds have the same accuracy" in capsys.readouterr().out
 

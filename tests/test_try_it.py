@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from mnist1d import parts, training
-from notebooks import ROOT, list_suggestions, run_cells
+from notebooks import ROOT, list_suggestions, read_notebook, run_cells
 
 SLUGS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 # The first of each notebook on every run of the tests; a weekly workflow makes all of them.
@@ -49,5 +49,6 @@ def test_a_suggestion_runs(slug, changes, tmp_path, monkeypatch):
     monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: save(figure, file, format="png", dpi=20))  # fast
     run_cells(slug, [shorten(change) for change in changes])
     assert (tmp_path / f"{slug}.json").is_file() and (tmp_path / f"{slug}.png").is_file()
+    assert kept or "sweep(" not in "".join(source for _, source, _ in read_notebook(slug))
     assert all(map(parts.read_part, kept)), "what a task of a sweep returns is not kept for a later run"
     plt.close("all")

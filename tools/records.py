@@ -99,7 +99,7 @@ def write_table(folder):
     for row, name in sorted(found, key=lambda item: (item[0]["target"], np.mean(item[0]["seconds"]))):
         accuracy = format_interval(row["accuracy"], ".2f")
         cells = row["target"], f"[{name}]({name}.py)", f"{np.mean(row['seconds']):.2f}", accuracy, len(row["accuracy"])
-        rows.append([str(cell) for cell in (*cells, row.get("processor", ""), row.get("torch", ""))])
+        rows.append([str(cell) for cell in (*cells, row["processor"], row["torch"])])
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     how = "Training on one core to a mean test accuracy above the target; [how to send a row](../CONTRIBUTING.md)."
     with open_for_rename(folder / "README.md", "w") as file:
