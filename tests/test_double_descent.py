@@ -20,6 +20,11 @@ def test_impossible_knobs_are_refused_at_the_top():
         run_parameters("double_descent", LABEL_NOISE=0.0)
     with pytest.raises(ValueError, match="BATCH_SIZE=5000: must be at most a quarter"):
         run_parameters("double_descent", BATCH_SIZE=5000)
+    with pytest.raises(ValueError, match=r"LEVELS=.*: must hold 0\.0 and LABEL_NOISE, 0\.15, for MLP and CNN"):
+        run_parameters("double_descent", LEVELS={"MLP": [0.15], "CNN": [0.0, 0.15]})
+    for knobs in ({"MLP_WIDTHS": []}, {"CNN_CHANNELS": []}, {"LOSS_WIDTHS": []}, {"LOSS_EPOCHS": 1}):
+        with pytest.raises(ValueError, match="a size each, two epochs or more"):
+            run_parameters("double_descent", **knobs)
 
 
 @pytest.mark.parametrize("level", [0.05, 0.15, 0.3])

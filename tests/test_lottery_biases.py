@@ -33,6 +33,9 @@ def dataset():
 def test_a_misspelt_choice_is_named_at_the_top():
     with pytest.raises(ValueError, match=r"VARIANTS: unknown \{'round'\}; must be among"):
         run_parameters("lottery_biases", VARIANTS={"reference": {}, "seven": {"round": 7}})
+    for variants in ({}, {"reference": {}, "none": {"rounds": 0}}, {"reference": {"steps": 0}}):
+        with pytest.raises(ValueError, match=r"must not be empty, with rounds and steps of at least 1"):
+            run_parameters("lottery_biases", VARIANTS=variants)
 
 
 @pytest.mark.parametrize("biases", BIASES)

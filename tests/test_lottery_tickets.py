@@ -51,6 +51,10 @@ def test_impossible_knobs_are_refused_at_the_top():
         run_parameters("lottery_tickets", LARGE_BATCH_STEPS=9000)
     with pytest.raises(ValueError, match="TICKET_DENSITY=1: must lie between 0 and 1"):
         run_parameters("lottery_tickets", TICKET_DENSITY=1)
+    with pytest.raises(
+        ValueError, match=r"TICKET_DENSITY=0\.8, LAST_ROUND=2: the last round must prune more than half"
+    ):
+        run_parameters("lottery_tickets", TICKET_DENSITY=0.8)
 
 
 def test_full_masks_leave_the_network_of_the_benchmarks(nb):
