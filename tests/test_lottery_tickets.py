@@ -186,6 +186,7 @@ def test_the_published_search_goes_on_where_it_stopped(tmp_path, capsys):
     lottery_control.main(options)
     results = json.loads((tmp_path / "lottery_control.json").read_text(encoding="utf-8"))
     assert len(results["acc"]) == 3 and results["acc"][0][0] == results["acc"][0][1]  # both start dense
+    assert results["code"] and results["processor"] and results["versions"]["torch"] == torch.__version__
     assert (tmp_path / "lottery_control.png").is_file()
     capsys.readouterr()
     lottery_control.main(options)

@@ -14,7 +14,7 @@ import torch
 
 from mnist1d import make_dataset, reorder
 from mnist1d.figures import COLORS, DOUBLE, STYLE, label_panels
-from mnist1d.results import code_digest, write_json
+from mnist1d.results import code_digest, read_processor, read_versions, to_json, write_json
 from mnist1d.settings import get_device
 from mnist1d.training import Stack, accuracy, batches, split_tensors
 from mnist1d.utils import open_for_rename
@@ -126,9 +126,16 @@ def main(arguments=None):
     nb = load_definitions("lottery_tickets", HIDDEN=a.hidden, EVAL_EVERY=100)
     state = search(nb, a.seed, a.rounds, a.steps, a.prune_after, a.kept)
     curves = train_curves(nb, a.seed, state["ticket"], a.curve_steps, a.curve_batch)
-    results = {"settings": {k: v for k, v in vars(a).items() if isinstance(v, int)}, "acc": state["acc"],
-               "search_seconds": state["seconds"], "curves": curves}  # fmt: skip
-    write_json(a.output / "lottery_control.json", results)
+    results = {
+        "settings": {k: v for k, v in vars(a).items() if isinstance(v, int)},
+        "code": code_digest("lottery_tickets", ROOT),
+        "versions": read_versions(),
+        "processor": read_processor(),
+        "acc": state["acc"],  # [round][ticket, random], percent
+        "search_seconds": round(state["seconds"]),
+        "curves": curves,  # [order][mask][eval], percent
+    }
+    write_json(a.output / "lottery_control.json", to_json(results))
     with open_for_rename(a.output / "lottery_control.png") as file:
         draw(state["acc"], curves, 100).savefig(file, format="png", metadata={"Software": None})
 
