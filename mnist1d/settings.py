@@ -158,8 +158,8 @@ def find_device(value: "str | torch.device", name: str = "device") -> "torch.dev
         device = torch.device(value)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"{name}={value!r}: must be a device such as cpu, cuda or cuda:1") from error
-    kind = getattr(torch, device.type, None)  # torch.cpu, torch.cuda, torch.mps ...
-    if hasattr(kind, "device_count") and (device.index or 0) >= kind.device_count():
+    kind = getattr(torch, device.type, None)  # torch.cpu, torch.cuda, torch.mps ...; there is none for meta
+    if (device.index or 0) >= (kind.device_count() if hasattr(kind, "device_count") else 0):
         raise ValueError(f"{name}={value!r}: must be a device of this machine; torch finds no such one")
     return device
 

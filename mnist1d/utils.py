@@ -62,7 +62,12 @@ def set_seed(seed: int | None) -> None:
     np.random.seed(seed)
     if "torch" in sys.modules:
         torch = sys.modules["torch"]
-        torch.seed() if seed is None else torch.manual_seed(seed)
+        if seed is None:
+            torch.seed()
+        elif torch.accelerator.current_accelerator() is not None:
+            torch.manual_seed(seed)
+        else:  # the same, without milliseconds of notes for devices that this torch has not
+            torch.default_generator.manual_seed(seed)
 
 
 def expand(path: str | bytes | os.PathLike) -> Path:

@@ -296,6 +296,19 @@ def test_set_seed_seeds_torch_too():
     assert draw() == draw()
 
 
+@pytest.mark.parametrize("accelerator", [None, torch.device("cuda")])
+def test_set_seed_is_torchs_own_with_an_accelerator_and_without(accelerator, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: accelerator)
+    all_seeded = []  # torch's own seeds every device
+    seed_all = torch.manual_seed
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: (all_seeded.append(seed), seed_all(seed)))
+    mnist1d.set_seed(5)
+    drawn = torch.initial_seed(), torch.rand(4)
+    seed_all(5)
+    assert drawn[0] == 5 and torch.equal(drawn[1], torch.rand(4))
+    assert all_seeded == ([5] if accelerator else [])
+
+
 def test_label_noise_changes_exactly_the_stated_fraction():
     data = make_dataset({"num_samples": 1000}, label_noise=0.15)
     changed = data["y"] != data["y_clean"]

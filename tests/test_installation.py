@@ -190,6 +190,7 @@ names = [m.name for m in pkgutil.walk_packages(mnist1d.__path__, "mnist1d.")]
 for name in names:
     importlib.import_module(name)
 assert {"mnist1d.training", "mnist1d.claims", "mnist1d.results", "mnist1d.settings"} <= set(names)
+assert "torch._dynamo" not in sys.modules  # it takes as long as torch itself, and nobody has asked for it
 from mnist1d.models import MODELS
 from mnist1d.training import train
 history = train(MODELS["logistic"], mnist1d.make_dataset({"num_samples": 1000}), seeds=range(2), steps=5)

@@ -141,6 +141,7 @@ def test_early_stopping_looks_at_the_validation_set_alone():
         ({"optimizer": torch.optim.SGD([torch.zeros(1)])}, "optimizer: is a SGD; must be what makes one"),
         ({"device": "gpu"}, "device='gpu': must be a device such as"),
         ({"device": "cuda:99"}, "device='cuda:99': must be a device of this machine"),
+        ({"device": "meta"}, "device='meta': must be a device of this machine"),
     ],
 )
 def test_bad_options_are_named(data, options, message):

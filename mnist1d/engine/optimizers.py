@@ -26,9 +26,14 @@ ELEMENTWISE = {
     for name in ["SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adadelta", "Adagrad", "RMSprop", "Rprop", "ASGD"]
 }
 
-
-OF_TORCH = {*vars(torch.optim.SGD([torch.zeros(1)])), "_params", "_numel_cache", "step"}
+_SGD = torch.optim.SGD  # bound here, for somebody may put another in its place
 SLOWLY = 2e-4  # seconds, beyond which what optimisers share is not looked at in every step
+
+
+@functools.cache
+def _list_names_of_torch():
+    """What every optimiser of torch has; not at import, for the first that is made imports more than torch itself."""
+    return {*vars(_SGD([torch.zeros(1)])), "_params", "_numel_cache", "step"}
 
 
 def _is_number(value):
@@ -70,7 +75,7 @@ def _list_held(optimizer):
 def _list_own(optimizer):
     """What an optimiser of one's own class holds in attributes that torch's have not."""
     own = {} if is_library(type(optimizer)) else vars(optimizer)
-    return {name: freeze_function(value) for name, value in own.items() if name not in OF_TORCH}
+    return {name: freeze_function(value) for name, value in own.items() if name not in _list_names_of_torch()}
 
 
 class Optimizers:
