@@ -5,9 +5,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from mnist1d import models
 from notebooks import run_parameters
 
 IMPORTS = {  # what parameters cells name
+    "quickstart": {"models": models},
     "metalearn_lr": {"np": np},
     "metalearn_activation": {"torch": torch, "F": F},
     "activation_transfer": {"torch": torch, "F": F, "learned_activation": F.elu},
