@@ -376,8 +376,11 @@ def test_environment_is_checked(monkeypatch):
     monkeypatch.setenv("MNIST1D_PROFILE", "full")
     with pytest.raises(ValueError, match="MNIST1D_PROFILE='full'"):
         settings.profile()
+    monkeypatch.setenv("MNIST1D_DEVICE", "cpu:0")
+    assert settings.get_device() == torch.device("cpu:0")
     monkeypatch.setenv("MNIST1D_DEVICE", "meta")
-    assert settings.get_device().type == "meta"
+    with pytest.raises(ValueError, match="MNIST1D_DEVICE='meta': must be a device of this machine"):
+        settings.get_device()
 
 
 @pytest.mark.parametrize("make", [np.array, torch.tensor, lambda rates: list(np.float32(rates))])
