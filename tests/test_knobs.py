@@ -40,6 +40,8 @@ IMPORTS = {  # what parameters cells name
         ("simclr", {"N_TRAIN": 5000}, "N_TRAIN=5000, N_TEST=100: must be at most 4000"),
         ("pooling", {"EXTRA_SEEDS": range(5, 7)}, "must be the first of SEEDS"),
         ("pooling", {"SIZES": (1024, 4096)}, "must be a multiple of ten together"),
+        ("benchmarks", {"DIGIT_SEEDS": range(0)}, r"DIGIT_SEEDS=range\(0, 0\).*must hold one or more"),
+        ("benchmarks", {"MNIST_VALIDATION": 0}, "MNIST_VALIDATION=0: must be above 0"),
         ("benchmarks", {"MNIST_DROPOUT": ()}, "must hold at least one rate"),
         ("metalearn_lr", {"FAR_STARTS": ()}, "must hold at least one rate"),
         ("metalearn_activation", {"RIVALS": ("GELU", "ReLu")}, "RIVALS=.*must be among"),
