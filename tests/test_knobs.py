@@ -1,5 +1,7 @@
 """Knobs that cannot work are refused in the parameters cell, before any work, by name."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ IMPORTS = {  # what parameters cells name
     "quickstart": {"models": models},
     "metalearn_lr": {"np": np},
     "metalearn_activation": {"torch": torch, "F": F},
-    "activation_transfer": {"torch": torch, "F": F, "learned_activation": F.elu},
+    "activation_transfer": {"math": math, "torch": torch, "F": F, "learned_activation": F.elu},
 }
 
 
@@ -43,7 +45,10 @@ IMPORTS = {  # what parameters cells name
         ("benchmarks", {"DIGIT_SEEDS": range(0)}, r"DIGIT_SEEDS=range\(0, 0\).*must hold one or more"),
         ("benchmarks", {"MNIST_VALIDATION": 0}, "MNIST_VALIDATION=0: must be above 0"),
         ("benchmarks", {"MNIST_DROPOUT": ()}, "must hold at least one rate"),
-        ("metalearn_lr", {"FAR_STARTS": ()}, "must hold at least one rate"),
+        ("metalearn_lr", {"FAR_STARTS": ()}, "FAR_STARTS=.*must hold at least one rate"),
+        ("metalearn_lr", {"GRID": ()}, "GRID=.*must hold at least one rate"),
+        ("metalearn_lr", {"LONG_RATES": (0.1, 0.1)}, "LONG_RATES=.*none twice"),
+        ("metalearn_lr", {"OUTER_STEPS": 0}, "OUTER_STEPS=0: must be at least 1"),
         ("metalearn_activation", {"RIVALS": ("GELU", "ReLu")}, "RIVALS=.*must be among"),
         ("metalearn_activation", {"PUBLISHED": "three"}, "PUBLISHED=.three.*must be among"),
         ("metalearn_activation", {"RATES": ()}, "RATES=.*not empty"),
@@ -51,6 +56,9 @@ IMPORTS = {  # what parameters cells name
         ("activation_transfer", {"EPOCHS": ()}, "must hold one number of epochs or more, from 1 on, and rise"),
         ("activation_transfer", {"EPOCHS": (4, 2)}, "must hold one number of epochs or more, from 1 on, and rise"),
         ("activation_transfer", {"EPOCHS": (0, 10)}, "must hold one number of epochs or more, from 1 on, and rise"),
+        ("activation_transfer", {"EARLY": 0}, "EARLY=0: must be from 1 to the"),
+        ("activation_transfer", {"EARLY": 1000}, "EARLY=1000: must be from 1 to the"),
+        ("activation_transfer", {"RATES": ()}, r"RATES=\(\), CHANNELS=.*: must hold at least one each"),
         ("activation_transfer", {"ACTIVATIONS": {"ReLU": F.relu}}, "must hold .learned."),
     ],
 )
