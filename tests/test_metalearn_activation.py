@@ -139,6 +139,19 @@ def test_table_goes_on_as_a_straight_line_and_passes_nan_on(act):
     assert read(torch.tensor([float("nan")])).isnan().all()
 
 
+def test_an_infinite_coordinate_is_clipped_and_nan_ends_the_run(act):
+    gradients = iter([float("inf"), 1e30, float("nan")])
+    act["meta_gradient"] = lambda activation, *_: (
+        1.0, [torch.full_like(p, 0.0) for p in [*activation.parameters()][:-1]] + [torch.tensor([next(gradients)])]
+    )  # fmt: skip
+    act["OUTER_STEPS"] = 5
+    history = act["metalearn"]({"layers": 1, "reuse": True, "discount": 1.0}, [0])
+    assert history["norm"][0][:2].tolist() == [np.inf, pytest.approx(1e30)]
+    assert np.isnan(history["norm"][0][2:]).all()
+    before, after = history["weights"][0][0][-1], history["weights"][0][1][-1]
+    assert before - after == pytest.approx(2 * 0.3 * 0.1)
+
+
 def test_reused_networks_are_the_same_in_every_outer_step(act):
     seen = []
     act["meta_gradient"] = lambda activation, function, seed, discount: (
