@@ -1,6 +1,7 @@
 """Knobs that cannot work are refused in the parameters cell, before any work, by name."""
 
 import math
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from notebooks import run_parameters
 
 IMPORTS = {  # what parameters cells name
     "quickstart": {"models": models},
+    "tsne": {"np": np, "find_spec": find_spec},
     "metalearn_lr": {"np": np},
     "metalearn_activation": {"torch": torch, "F": F},
     "activation_transfer": {"math": math, "torch": torch, "F": F, "learned_activation": F.elu},
@@ -36,8 +38,7 @@ IMPORTS = {  # what parameters cells name
         ("construction", {"ON_REQUEST": 5}, "ON_REQUEST=5: must be at least 10"),
         ("quickstart", {"SEEDS": range(0)}, r"SEEDS=range\(0, 0\): must hold at least one"),
         ("construction", {"FRAMES": 0}, "FRAMES=0: must be at least 1"),
-        ("tsne", {"ITERATIONS": 200}, "ITERATIONS=200: must be at least 250"),
-        ("tsne", {"NEIGHBOURS": 200}, "NEIGHBOURS=200: must be at least 1 and below all numbers of points"),
+        ("tsne", {"NEIGHBOURS": 200}, "NEIGHBOURS=200, ASKED=200: must be at least 1, and neighbours fewer"),
         ("simclr", {"EXTRA_SEEDS": range(5, 7)}, "must be the first of SEEDS"),
         ("simclr", {"N_TRAIN": 5000}, "N_TRAIN=5000, N_TEST=100: must be at most 4000"),
         ("pooling", {"EXTRA_SEEDS": range(5, 7)}, "must be the first of SEEDS"),
@@ -49,6 +50,9 @@ IMPORTS = {  # what parameters cells name
         ("metalearn_lr", {"GRID": ()}, "GRID=.*must hold at least one rate"),
         ("metalearn_lr", {"LONG_RATES": (0.1, 0.1)}, "LONG_RATES=.*none twice"),
         ("metalearn_lr", {"OUTER_STEPS": 0}, "OUTER_STEPS=0: must be at least 2 and 1"),
+        ("tsne", {"LIBRARY": "sklearn"}, "LIBRARY=.sklearn.: must be .openTSNE. or"),
+        ("tsne", {"SETTINGS": {}}, r"must be above all perplexities of SETTINGS=\{\}, one or more"),
+        ("tsne", {"ITERATIONS": 250}, "ITERATIONS=250: must be above 250"),
         ("metalearn_activation", {"RIVALS": ("GELU", "ReLu")}, "RIVALS=.*must be among"),
         ("metalearn_activation", {"PUBLISHED": "three"}, "PUBLISHED=.three.*must be among"),
         ("metalearn_activation", {"RATES": ()}, r"RATES=\(\) empty"),
