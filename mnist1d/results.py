@@ -11,8 +11,9 @@ import threading
 import tokenize
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ __all__ = [
 ]  # fmt: skip
 
 F_START, F_END = (getattr(tokenize, f"FSTRING_{name}", None) for name in ("START", "END"))  # from Python 3.12 on
-LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "matplotlib")
+LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "matplotlib", "openTSNE")  # the last only where installed
 
 
 def _normalize(source):
@@ -147,8 +148,12 @@ def digest_source(source: str, package: tuple[tuple[str, str], ...]) -> str:
 
 
 def read_versions() -> dict[str, str]:
-    """Of Python and of the libraries that decide numbers."""
-    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+    """Of Python and of the libraries that decide numbers, those that are installed."""
+    versions = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
 
 
 def read_processor() -> str:

@@ -79,6 +79,19 @@ def test_results_of_a_checkout_that_was_never_installed(folder, judged, monkeypa
     assert json.loads((folder / "tsne.json").read_text(encoding="utf-8"))["versions"]["mnist1d"]
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_versions_are_of_what_is_installed(monkeypatch, installed):
+    def find(name):
+        if name == "openTSNE" and not installed:
+            raise PackageNotFoundError(name)
+        return f"{name} 1.0"
+
+    monkeypatch.setattr(results, "version", find)
+    versions = results.read_versions()
+    assert versions["scikit-learn"] == "scikit-learn 1.0"
+    assert versions.get("openTSNE") == ("openTSNE 1.0" if installed else None)
+
+
 def test_every_claim_of_a_notebook_must_be_judged_or_missing(folder, judged):
     with pytest.raises(ValueError, match=r"tsne\.knn"):
         save_results("tsne", seeds=[0], numbers={}, verdicts=judged[:2])
