@@ -48,6 +48,13 @@ def test_the_search_over_seeds_is_the_plain_one(nb, biases):
         np.testing.assert_allclose(found["left"][i], left, atol=0.05)  # one unit of 24, where magnitudes tie
 
 
+def test_no_mask_is_told_from_a_training_that_diverged(nb):
+    scores = {f"{layer}.{part}": torch.ones(4, 5) for layer in LAYERS for part in PARTS}
+    scores["linear2.bias"][0, 0] = torch.nan
+    with pytest.raises(ValueError, match="a score is NaN: the training diverged"):
+        nb["prune"](scores, 0.3, BIASES["with the weights"])
+
+
 def test_a_group_keeps_its_share_and_what_is_in_no_group_stays(nb):
     generator = torch.Generator().manual_seed(0)
     scores = {f"{layer}.{part}": torch.rand(20, 5, generator=generator) for layer in LAYERS for part in PARTS}
