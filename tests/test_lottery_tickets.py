@@ -55,6 +55,16 @@ def test_impossible_knobs_are_refused_at_the_top():
         ValueError, match=r"TICKET_DENSITY=0\.8, LAST_ROUND=2: the last round must prune more than half"
     ):
         run_parameters("lottery_tickets", TICKET_DENSITY=0.8)
+    with pytest.raises(ValueError, match=r"LARGE_BATCH_STEPS=200: must be a multiple of EVAL_EVERY=150"):
+        run_parameters("lottery_tickets", LARGE_BATCH_STEPS=200, CURVE_STEPS=600, EVAL_EVERY=150)
+
+
+def test_no_mask_is_told_from_a_training_that_diverged(nb):
+    weights, masks = nb["draw_weights"](SEEDS)
+    final = {name: weight.clone() for name, weight in weights.items()}
+    final["linear2.weight"][1, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="a score is NaN: the training diverged"):
+        nb["prune_rows"](CRITERIA["magnitude"], weights, final, weights, masks, 0.5, GROUPS["layerwise"], SEEDS)
 
 
 def test_full_masks_leave_the_network_of_the_benchmarks(nb):
