@@ -86,3 +86,27 @@ def test_a_copy_that_is_not_finite_leaves_the_others_as_they_are(lr):
     alone = lr["metalearn"](make_rates(lr, [0.3]), SEEDS[:1], 0.3)
     np.testing.assert_allclose(both["rates"][0], alone["rates"][0], rtol=1e-5)
     assert np.isnan(both["rates"][1]).all()
+
+
+def test_another_network_is_a_change_of_one_function(lr):
+    """A convolution and three layers with weights, against a plain loop: nothing else names the network."""
+    lr["build"] = lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 40)), nn.Conv1d(1, 4, 5, 3), nn.Tanh(),
+        nn.Flatten(), nn.Linear(48, 9), nn.Tanh(), nn.Linear(9, 10),
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEEDS[0])
+        model = lr["build"]().double()
+    opt = torch.optim.SGD([{"params": model[i].parameters(), "lr": rate} for i, rate in ((1, 0.3), (4, 0.2), (6, 0.1))])
+    expected = []
+    for x, y in zip(lr["batches_x"], lr["batches_y"], strict=True):
+        loss = F.cross_entropy(model(torch.tensor(x, dtype=torch.float64)), torch.tensor(y))
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        expected.append(loss.item())
+    assert len(lr["list_layers"](model.state_dict())) == 3
+    rates = torch.tensor([[[0.3, 0.2, 0.1]]], device=lr["get_device"](), requires_grad=True)
+    losses, _ = lr["train_inner"](rates, SEEDS[:1])
+    np.testing.assert_allclose(losses[0].detach().cpu(), expected, rtol=1e-4)
+    assert torch.autograd.grad(losses.mean(), rates)[0].ne(0).all()
