@@ -53,6 +53,7 @@ IMPORTS = {  # what parameters cells name
         ("tsne", {"LIBRARY": "sklearn"}, "LIBRARY=.sklearn.: must be .openTSNE. or"),
         ("tsne", {"SETTINGS": {}}, r"must be above all perplexities of SETTINGS=\{\}, one or more"),
         ("tsne", {"ITERATIONS": 250}, "ITERATIONS=250: must be above 250"),
+        ("records", {"RECORD_SEEDS": range(100, 103)}, "RECORD_SEEDS=.*must be new, but .100.*RECIPE_SEEDS"),
         ("metalearn_activation", {"RIVALS": ("GELU", "ReLu")}, "RIVALS=.*must be among"),
         ("metalearn_activation", {"PUBLISHED": "three"}, "PUBLISHED=.three.*must be among"),
         ("metalearn_activation", {"RATES": ()}, r"RATES=\(\) empty"),
