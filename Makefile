@@ -51,8 +51,8 @@ figures: .venv/ready  ## run every notebook in full that this machine has not, r
 $(SLUGS): .venv/ready
 	$(RUN) $@
 
-quick: .venv/ready  ## run every notebook in the quick profile, without verdicts
-	$(RUN) --profile quick
+quick: .venv/ready  ## run every notebook in the quick profile, or NOTEBOOK=pooling alone, without verdicts
+	$(RUN) --profile quick $(NOTEBOOK)
 
 OFFSET ?= 1000
 replicate: .venv/ready  ## run every notebook in full with other seeds, into build/replicate; OFFSET=1000
@@ -67,7 +67,7 @@ test: .venv/ready lint  ## lint, unit tests, every notebook in the smoke profile
 speedrun: .venv/ready  ## check rows of the speedrun, all of records/ or ROW=records/NAME.py; VALIDATE=1 spares the test set
 	.venv/bin/python tools/records.py $(if $(VALIDATE),--validate) $(ROW)
 
-lottery_control: .venv/ready  ## run the exact published search for lottery tickets once, resumable; half an hour a core
+lottery_control: .venv/ready  ## run the exact published search for lottery tickets once, resumable; about half an hour on one core
 	.venv/bin/python tools/lottery_control.py
 
 bench: .venv/ready  ## measure speed as ratios: generator and trainer against the plain way
@@ -94,6 +94,6 @@ format: .venv/ready  ## let ruff rewrite code and notebooks
 colab: .venv/ready  ## restamp badges and Colab cells: make colab REPO=owner/name
 	.venv/bin/python tools/colab.py $(REPO)
 
-clean:  ## remove .venv, build and caches; figures stay
+clean:  ## remove .venv, build and caches; figures stay, and the next make figures runs everything
 	rm -rf .venv build .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
