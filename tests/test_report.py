@@ -158,7 +158,7 @@ def test_second_seeds_stand_beside_the_first(checkout, capsys):
     row = next(line for line in table.splitlines() if line.startswith("| `lottery.sparse`"))
     assert "| **reproduced** | **not reproduced**<br>95.2% -5.20 [-5.40, -5.00], n = 5 |" in row
     assert (
-        "3 of those that depend on seeds were run again with other seeds, and 2 keep their verdict; "
+        "3 of those that depend on seeds were run again with other seeds and today's code, and 2 keep their verdict; "
         "`lottery.sparse` from reproduced to not reproduced." in (checkout / "README.md").read_text(encoding="utf-8")
     )
     assert (checkout / "figures" / "verdicts.png").stat().st_size > 1000

@@ -170,7 +170,7 @@ def count_verdicts(results, replication, stale=()):
     if second := get_verdicts(list_current(replication, results)):
         both = [claim_id for claim_id in verdicts if claim_id in second]
         others = [f"`{i}` from {verdicts[i]} to {second[i]}" for i in both if verdicts[i] != second[i]]
-        text += f" {len(both)} of those that depend on seeds were run again with other seeds,"
+        text += f" {len(both)} of those that depend on seeds were run again with other seeds and today's code,"
         text += f" and {len(both) - len(others)} keep their verdict"
         text += f"; {', '.join(others)}." if others else "."
     return text
