@@ -27,7 +27,11 @@ def plain_losses(lr, seed, rate):
         torch.manual_seed(seed)
         linear1, linear2 = nn.Linear(40, lr["HIDDEN"]), nn.Linear(lr["HIDDEN"], 10)
     model = nn.Sequential(linear1, nn.Tanh(), linear2).double()
-    opt = torch.optim.SGD(model.parameters(), lr=rate)
+    return train_plainly(lr, model, torch.optim.SGD(model.parameters(), lr=rate))
+
+
+def train_plainly(lr, model, opt):
+    """Losses of a model in double precision on the notebook's batches, each before its update."""
     losses = []
     for x, y in zip(lr["batches_x"], lr["batches_y"], strict=True):
         loss = F.cross_entropy(model(torch.tensor(x, dtype=torch.float64)), torch.tensor(y))
@@ -98,13 +102,7 @@ def test_another_network_is_a_change_of_one_function(lr):
         torch.manual_seed(SEEDS[0])
         model = lr["build"]().double()
     opt = torch.optim.SGD([{"params": model[i].parameters(), "lr": rate} for i, rate in ((1, 0.3), (4, 0.2), (6, 0.1))])
-    expected = []
-    for x, y in zip(lr["batches_x"], lr["batches_y"], strict=True):
-        loss = F.cross_entropy(model(torch.tensor(x, dtype=torch.float64)), torch.tensor(y))
-        opt.zero_grad()
-        loss.backward()
-        opt.step()
-        expected.append(loss.item())
+    expected = train_plainly(lr, model, opt)
     assert len(lr["list_layers"](model.state_dict())) == 3
     rates = torch.tensor([[[0.3, 0.2, 0.1]]], device=lr["get_device"](), requires_grad=True)
     losses, _ = lr["train_inner"](rates, SEEDS[:1])
