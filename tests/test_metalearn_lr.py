@@ -103,7 +103,7 @@ def test_another_network_is_a_change_of_one_function(lr):
         model = lr["build"]().double()
     opt = torch.optim.SGD([{"params": model[i].parameters(), "lr": rate} for i, rate in ((1, 0.3), (4, 0.2), (6, 0.1))])
     expected = train_plainly(lr, model, opt)
-    assert len(lr["list_layers"](model.state_dict())) == 3
+    assert len(lr["list_layers"](dict(model.named_parameters()))) == 3
     rates = torch.tensor([[[0.3, 0.2, 0.1]]], device=lr["get_device"](), requires_grad=True)
     losses, _ = lr["train_inner"](rates, SEEDS[:1])
     np.testing.assert_allclose(losses[0].detach().cpu(), expected, rtol=1e-4)
