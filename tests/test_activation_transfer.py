@@ -42,6 +42,11 @@ def test_a_stack_of_seeds_equals_the_plain_loop(cells, monkeypatch):
         np.testing.assert_allclose(stack["loss"][i, 0], test_loss, rtol=1e-3)
 
 
+def test_a_diverged_network_has_no_accuracy(cells):
+    found = cells["run"]((F.silu, "MNIST", 1e30, "_test", (2,)), [3])
+    assert np.isnan(found["loss"]).all() and np.isnan(found["acc"]).all()
+
+
 def test_the_published_function_is_the_one_that_was_learned():
     function = load_results("metalearn_activation")["numbers"]["function"]
     x = torch.tensor(function["x"], requires_grad=True)

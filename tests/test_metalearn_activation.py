@@ -196,6 +196,13 @@ def test_breakdown_is_a_fall_below_the_best_so_far(act):
     np.testing.assert_array_equal(act["find_breakdown"]({"val_acc": np.array(curves)}), [np.inf, 10, 5, 15])
 
 
+def test_a_diverged_network_has_no_accuracy_and_its_rate_is_not_chosen(act):
+    act.update({"RATES": (1e30, 1e-2), "VALIDATION_SEEDS": [1, 2], "EVAL_SEEDS": [3]})
+    found = act["compare"](F.elu, 0)
+    assert np.isnan(found["val"][0, 0]).all() and np.isfinite(found["val"][0, 1]).all()
+    assert found["tuned"] == found["meta"] == act["score"](F.elu, [3], 1e-2)[1]
+
+
 def test_extrema_are_where_the_function_turns(act):
     act["grid"] = np.linspace(-5, 5, 1001)
     found = act["find_extrema"](np.sin(act["grid"]))
